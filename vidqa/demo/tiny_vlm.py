@@ -1,0 +1,184 @@
+"""The shape of tiny-qwen2-vl: a real Qwen2-VL, cut down to what the playground needs.
+
+Builds the model, its tokenizer and its processors from nothing. Does not train: see `train_vlm`.
+The architecture, the special tokens and the chat format are Qwen2-VL's, so vLLM, transformers and
+PEFT treat it as they treat the big ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from vidqa.demo import questions, world
+from vidqa.prompt import NOT_SHOWN, SYSTEM, time_range
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen2VLForConditionalGeneration
+
+FRAME_WIDTH, FRAME_HEIGHT = 112, 84
+PATCH, MERGE, FRAMES_PER_TOKEN = 14, 2, 2
+CELL_COLUMNS, CELL_ROWS = FRAME_WIDTH // (PATCH * MERGE), FRAME_HEIGHT // (PATCH * MERGE)
+
+# The order fixes their ids, which follow the ordinary vocabulary.
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<|object_ref_start|>",
+    "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
+)  # fmt: skip
+
+CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part.type == 'text' -%}
+                {{- part.text -}}
+            {%- elif part.type in ('video', 'video_url') -%}
+                {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+            {%- else -%}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\n' + render(message.content) + '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\n' -}}
+{%- endif -%}
+"""
+
+
+def answer_text(answer: str | None, number: int | None) -> str:
+    """How the tiny model words an answer: `In [2]: red.`, where 2 numbers the moment."""
+    return NOT_SHOWN if answer is None else f"In [{number}]: {answer}."
+
+
+def _corpus() -> Iterator[str]:
+    """Text to learn the vocabulary from: everything the world says, and labels of all digits."""
+    rng = Random(0)
+    names = [word for group in (world.KINDS, world.COLOURS, world.BACKGROUNDS) for word in group]
+    names += [*world.MOTIONS, *world.WORDS, *world.NUMBERS, "thing", "things"]
+    for word in names:
+        yield from [f"the {word}: {word}."] * 60
+    for seed in range(400):
+        film = world.sample_film(seed)
+        for number, scene in enumerate(film.scenes):
+            yield f"[{number}] {film.name} {time_range(4 * number, 4 * number + 3)}\n"
+            yield f'Subtitles: "{scene.subtitle or ""}"\n'
+            for question_type in questions.QUESTION_TYPES:
+                question = questions.ask_about(rng, film.scenes, question_type, number)
+                if question:
+                    yield f"Question: {question.text}\n"
+                    yield answer_text(question.answer, number)
+        yield SYSTEM
+        yield "system\nuser\nassistant\n"
+
+
+def build_tokenizer(vocabulary_size: int = 640) -> PreTrainedTokenizerBase:
+    """Qwen2's byte-level BPE with a vocabulary of the playground; any text can be encoded."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    empty = Qwen2Tokenizer()
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[],
+        show_progress=False,
+    )
+    raw.train_from_iterator(_corpus(), trainer)
+    learned = json.loads(raw.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        model_max_length=4096,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLForConditionalGeneration:
+    """An untrained model of 2.5 M parameters for this tokenizer."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    def id_of(token: str) -> int:
+        return int(tokenizer.convert_tokens_to_ids(token))
+
+    hidden = 160
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": -(-len(tokenizer) // 64) * 64,
+            "hidden_size": hidden,
+            "intermediate_size": 480,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [8, 4, 4],
+            },
+            "bos_token_id": id_of("<|endoftext|>"),
+            "eos_token_id": id_of("<|im_end|>"),
+            "pad_token_id": id_of("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": 4,
+            "embed_dim": 128,
+            "hidden_size": hidden,
+            "num_heads": 4,
+            "mlp_ratio": 3,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": FRAMES_PER_TOKEN,
+        },
+        image_token_id=id_of("<|image_pad|>"),
+        video_token_id=id_of("<|video_pad|>"),
+        vision_start_token_id=id_of("<|vision_start|>"),
+        vision_end_token_id=id_of("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    return Qwen2VLForConditionalGeneration(config)
+
+
+def build_processor(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Qwen2-VL's processor, set so that a 112 x 84 frame is taken as it is."""
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    sizes = {
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": FRAMES_PER_TOKEN,
+        "size": {"shortest_edge": 28 * 28, "longest_edge": 4 * FRAME_WIDTH * FRAME_HEIGHT},
+    }
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**sizes),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**sizes, do_sample_frames=False),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def save(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
+    """Writes a folder that vLLM and transformers load; weights in bfloat16 would cost accuracy."""
+    tokenizer = build_tokenizer()
+    model.generation_config.eos_token_id = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    model.generation_config.do_sample = False
+    model.save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)

@@ -26,6 +26,17 @@ _TEMPLATES = {
     "before": "Which place comes before {}?",
 }
 
+_STATEMENTS = {
+    "colour": "{subject} is {answer}",
+    "kind": "{subject} is a {answer}",
+    "motion": "{subject} is {answer}",
+    "count": "the number of things is {answer}",
+    "background": "{subject} is in the {answer}",
+    "word": "the word is {answer}",
+    "after": "the place is the {answer}",
+    "before": "the place is the {answer}",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -48,26 +59,37 @@ class Reference:
             if (colour, kind) != self.beside
         )
 
+    @property
+    def subject(self) -> str:
+        """The thing itself, without what tells it from others: `the red star`."""
+        return f"the {' '.join(word for word in (self.colour, self.kind or 'thing') if word)}"
+
     def __str__(self) -> str:
-        thing = " ".join(word for word in (self.colour, self.kind or "thing") if word)
         beside = f" with the {' '.join(self.beside)}" if self.beside else ""
         place = f" in the {self.background}" if self.background else ""
-        return f"the {thing}{beside}{place}"
+        return f"{self.subject}{beside}{place}"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """One question; `answer` is None when nothing in the library answers it.
 
-    `scene` is the number, in the library, of the scene that holds the answer, and `anchor` of
-    the scene that the question names: the two differ for `after` and `before` only.
+    `statement` is the answer as a sentence would say it. `scene` is the number, in the library,
+    of the scene that holds the answer, and `anchor` of the scene that the question names: the
+    two differ for `after` and `before` only.
     """
 
     type: str
     text: str
     answer: str | None
+    statement: str | None
     anchor: int | None
     scene: int | None
+
+
+def phrase(question_type: str, reference: Reference) -> str:
+    """The question of this type about what the reference names."""
+    return _TEMPLATES[question_type].format(reference)
 
 
 def references(thing: Thing, scene: WorldScene, question_type: str) -> Iterator[Reference]:
@@ -132,8 +154,16 @@ def ask_about(
     ]
     if not fitting:
         return None
-    text = _TEMPLATES[question_type].format(prefer(fitting))
-    return Question(question_type, text, answer, anchor, number)
+    chosen = prefer(fitting)
+    statement = _STATEMENTS[question_type].format(subject=chosen.subject, answer=answer)
+    return Question(
+        type=question_type,
+        text=phrase(question_type, chosen),
+        answer=answer,
+        statement=statement.replace("a arrow", "an arrow"),
+        anchor=anchor,
+        scene=number,
+    )
 
 
 def _names_one_thing(reference: Reference, scene: WorldScene) -> bool:
@@ -156,8 +186,8 @@ def ask_in_vain(rng: random.Random, scenes: Sequence[WorldScene | None]) -> Ques
         question_type = rng.choice(QUESTION_TYPES)
         reference = _change_one(rng, rng.choice(list(references(thing, scene, question_type))))
         if not any(reference.fits(other) for other in present):
-            text = _TEMPLATES[question_type].format(reference)
-            return Question("unanswerable", text, None, None, None)
+            text = phrase(question_type, reference)
+            return Question("unanswerable", text, None, None, None, None)
 
 
 def _change_one(rng: random.Random, reference: Reference) -> Reference:

@@ -38,7 +38,7 @@ from torch.nn import functional
 
 from vidqa.demo import questions, tiny_vlm, world
 from vidqa.demo.draw import box_of, draw_backdrop, draw_things
-from vidqa.demo.tiny_vlm import CELL_COLUMNS, CELL_ROWS, FRAME_HEIGHT, FRAME_WIDTH, PATCH
+from vidqa.demo.tiny_vlm import CELL_COLUMNS, CELL_ROWS, FRAME_HEIGHT, FRAME_WIDTH, MERGE, PATCH
 from vidqa.prompt import SYSTEM, time_range
 
 CELLS = CELL_COLUMNS * CELL_ROWS
@@ -87,11 +87,11 @@ def sample_times(rng: random.Random, count: int = 2 * PAIRS) -> list[float]:
 
 
 def to_patches(frames: Tensor) -> Tensor:
-    """uint8 (N, 4, H, W, 3) -> float32 (N * pairs * patches, 1176), as Qwen2-VL's processor does."""
+    """uint8 (N, 4, H, W, 3) -> float32 (N * pairs * patches, 294), as Qwen2-VL's processor does."""
     n, count, height, width, _ = frames.shape
     pixels = (frames.permute(0, 1, 4, 2, 3).float() / 255 - MEAN) / STD
-    rows, columns = height // (2 * PATCH), width // (2 * PATCH)
-    pixels = pixels.reshape(n, count // 2, 2, 3, rows, 2, PATCH, columns, 2, PATCH)
+    rows, columns = height // (MERGE * PATCH), width // (MERGE * PATCH)
+    pixels = pixels.reshape(n, count // 2, 2, 3, rows, MERGE, PATCH, columns, MERGE, PATCH)
     return pixels.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(-1, 3 * 2 * PATCH * PATCH)
 
 
@@ -101,15 +101,15 @@ def encode(visual: nn.Module, patches: Tensor) -> Tensor:
     The same arithmetic as the tower's own forward, which loops over the pairs one by one: all
     pairs have one size here, so attention runs over them as a batch.
     """
-    per_pair = 4 * CELLS
+    per_pair = MERGE**2 * CELLS
     count = len(patches) // per_pair
-    grid = torch.tensor([[1, 2 * CELL_ROWS, 2 * CELL_COLUMNS]])
+    grid = torch.tensor([[1, MERGE * CELL_ROWS, MERGE * CELL_COLUMNS]])
     # The convolution covers its input in one step, so it is a matrix product, and quicker as one.
     kernel = visual.patch_embed.proj.weight
     hidden = patches @ kernel.flatten(1).T
     from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen
 
-    ids = qwen.get_vision_position_ids(grid, 2, kwargs={})
+    ids = qwen.get_vision_position_ids(grid, MERGE, kwargs={})
     cos, sin = visual.rotary_pos_emb(hidden[:per_pair], ids)
     cos, sin = cos.repeat(count, 1), sin.repeat(count, 1)
     for block in visual.blocks:
@@ -189,6 +189,10 @@ class Reader(nn.Module):
         }
 
 
+# Shapes are learned last, so they weigh more.
+SEE_WEIGHTS = {"kind": 2.0}
+
+
 def see_loss(
     logits: dict[str, Tensor], labels: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
@@ -198,7 +202,7 @@ def see_loss(
         target = labels[group] + 1
         weight = torch.where(target > 0, 1.0, 0.3)
         each = functional.cross_entropy(scores.flatten(0, 1), target.flatten(), reduction="none")
-        losses.append((each * weight.flatten()).sum() / weight.sum())
+        losses.append(SEE_WEIGHTS.get(group, 1.0) * (each * weight.flatten()).sum() / weight.sum())
         shown = target > 0
         accuracy[group] = (scores.argmax(-1) == target)[shown].float().mean().item()
     return torch.stack(losses).sum(), accuracy
@@ -245,14 +249,19 @@ TYPE_WEIGHTS = {
 }  # fmt: skip
 
 
-def sample_context(rng: random.Random, max_moments: int, question_count: int) -> Context:
-    """A film's stretch of one to three scenes and others like it, as a search would find them."""
+def sample_context(
+    rng: random.Random, max_moments: int, question_count: int, plain: bool = False
+) -> Context:
+    """A film's stretch of one to three scenes and others like it, as a search would find them.
+
+    `plain` questions name a thing with as few words as will do.
+    """
     total = rng.randint(1, max_moments)
     films: list[list[world.WorldScene]] = []
     while sum(map(len, films)) < total:
         room = total - sum(map(len, films))
         if films and rng.random() < 0.6:
-            films.append([_near_copy(rng, rng.choice(films[0]))])
+            films.append([near_copy(rng, rng.choice(films[0]))])
         else:
             film = world.sample_film(rng.randrange(world.FIRST_HELD_OUT_SEED), 3)
             films.append(list(film.scenes[: rng.randint(1, min(3, room))]))
@@ -266,10 +275,10 @@ def sample_context(rng: random.Random, max_moments: int, question_count: int) ->
             labels.append(f"[{len(labels) + 1}] {name} {time_range(start, end)}\n")
             start = end
         scenes += [*film, None]
-    return Context(scenes, labels, _sample_questions(rng, scenes, question_count))
+    return Context(scenes, labels, _sample_questions(rng, scenes, question_count, plain))
 
 
-def _near_copy(rng: random.Random, scene: world.WorldScene) -> world.WorldScene:
+def near_copy(rng: random.Random, scene: world.WorldScene) -> world.WorldScene:
     """Another scene that shares a thing's name, or the background, with this one."""
     other = world.sample_scene(rng)
     if rng.random() < 0.5:
@@ -297,7 +306,7 @@ def _file_name(rng: random.Random) -> str:
 
 
 def _sample_questions(
-    rng: random.Random, scenes: list[world.WorldScene | None], count: int
+    rng: random.Random, scenes: list[world.WorldScene | None], count: int, plain: bool
 ) -> list[questions.Question]:
     places = [at for at, scene in enumerate(scenes) if scene is not None]
     found: list[questions.Question] = []
@@ -308,10 +317,15 @@ def _sample_questions(
         if kind == "unanswerable":
             found.append(questions.ask_in_vain(rng, scenes))
             continue
-        asked = questions.ask_about(rng, scenes, kind, rng.choice(places), rng.choice)
+        prefer = _shortest if plain else rng.choice
+        asked = questions.ask_about(rng, scenes, kind, rng.choice(places), prefer)
         if asked is not None and asked not in found:
             found.append(asked)
     return found
+
+
+def _shortest(fitting: list[questions.Reference]) -> questions.Reference:
+    return fitting[0]
 
 
 @dataclass(frozen=True)
@@ -372,7 +386,7 @@ class Encoder:
         """Token ids of a question with its answer, and of the answer alone."""
         number = None if question.scene is None else context.number(question.scene)
         asked = self._ids(f"Question: {question.text}<|im_end|>\n<|im_start|>assistant\n")
-        answer = self._ids(f"{tiny_vlm.answer_text(question.answer, number)}<|im_end|>")
+        answer = self._ids(f"{tiny_vlm.answer_text(question, number)}<|im_end|>")
         return asked + answer, answer
 
     def batch(self, contexts: Sequence[Context]) -> Batch:
@@ -485,7 +499,7 @@ class Stage:
 
 STAGES = {
     "see": Stage(steps=4000, batch=20, rate=1.5e-3),
-    "read": Stage(steps=9000, batch=5, rate=1.2e-3),
+    "read": Stage(steps=8000, batch=5, rate=1.2e-3),
     "answer": Stage(steps=2500, batch=12, rate=5e-4),
 }
 
@@ -604,9 +618,9 @@ def _read_step(
 ) -> tuple[Tensor, Scores]:  # fmt: skip
     done = step / stage.steps
     # From one moment to five, and the constant system message only once looking up works.
-    most = 1 if done < 0.15 else 2 if done < 0.3 else 3 if done < 0.45 else 5
+    most = 1 if done < 0.15 else 2 if done < 0.25 else 3 if done < 0.4 else 5
     encoder = Encoder(tokenizer, with_system=done >= 0.5)
-    contexts = [sample_context(rng, most, 8) for _ in range(stage.batch)]
+    contexts = [sample_context(rng, most, 8, plain=done < 0.1) for _ in range(stage.batch)]
     batch = encoder.batch(contexts)
     table = model.model.language_model.embed_tokens.weight.detach()
     return _answer_loss(model, batch, made_up_tokens(rng, contexts, table, words))

@@ -162,7 +162,7 @@ def _sample_thing(
     floor = 1 - MARGIN - (WORD_STRIP if has_word else 0)
     column = (ASPECT - 2 * MARGIN) / count
     left = MARGIN + slot * column
-    radius = rng.uniform(0.155, min(0.2, column / 2 - 0.01))
+    radius = rng.uniform(0.17, min(0.25, column / 2 - 0.01))
     motion = rng.choice(_motions(kind, count))
     # Room that the centre has when the thing must stay inside its slot; a turn needs no more,
     # as every outline fits a circle.
@@ -183,7 +183,7 @@ def _sample_thing(
     elif motion == "growing":
         start = Pose(x, y, radius * rng.uniform(0.35, 0.45), start.degrees)
     elif motion == "turning":
-        end = Pose(x, y, radius, start.degrees + rng.uniform(240, 330))
+        end = Pose(x, y, radius, start.degrees + rng.uniform(75, 105))
     return Thing(kind=kind, colour=colour, motion=motion, start=start, end=end)
 
 

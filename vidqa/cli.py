@@ -1,0 +1,452 @@
+"""The command line: each verb parses its arguments, calls its function and prints what comes back.
+
+The bodies import what they need, so that `--help` loads no model library. Nothing is computed
+here: whatever a verb does can be done from Python without it. What all verbs share (options made
+from the settings, exit codes) is in `command`, how results look is in `output`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidqa import __version__
+from vidqa.command import Run, verb
+from vidqa.errors import UsageError
+
+FAILED = 1
+
+_group = functools.partial(
+    typer.Typer,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich costs --help a third of a second
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app = _group(add_completion=False)
+engine_app = _group(help="Look after the vLLM server that answers questions.")
+app.add_typer(engine_app, name="engine")
+
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Also write a page with the pictures."),
+]
+VideoGlob = Annotated[
+    str | None,
+    typer.Option("--video", metavar="GLOB", help="Only videos whose path fits, like '*/2024/*'."),
+]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        metavar="SQL",
+        help="Only what fits this condition (docs/schema.md names the columns).",
+    ),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"vidqa {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Exit codes: 0 done, 1 something failed, 2 wrong usage, 3 nothing found.")
+def _vidqa(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Ask questions about your own videos, on your own hardware.
+
+    \b
+    vidqa ingest ~/Videos            once, and again whenever files were added
+    vidqa search "a red car at night"
+    vidqa ask "Who opens the door, and when?"
+    vidqa doctor                     when something does not work
+
+    Each command explains itself with --help.
+    """
+
+
+@verb(
+    "sample_fps",
+    "min_scene_seconds",
+    "max_scene_seconds",
+    "adaptive_threshold",
+    "keep_frames",
+    "workers",
+    "embedder",
+    "device",
+    "hub",
+    group=app,
+)
+def ingest(
+    run: Run,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Videos, and folders with videos below.")
+    ],
+) -> None:
+    """Take videos into the library: find scenes, keep frames, make them searchable.
+
+    \b
+    vidqa ingest ~/Videos clip.mkv   what is unchanged since last time is skipped
+    vidqa ingest ~/Videos --fps 2    twice as many frames: finds shorter events
+    vidqa --json ingest ~/Videos     one object a file, then one with "event": "summary"
+
+    A file that cannot be read is reported and costs that file only; the exit code is then 1.
+    Interrupt it at any time: finished videos stay, the next run goes on from there.
+    """
+    from vidqa.ingest import ingest as take_in
+    from vidqa.output import ingest_listener, summary_json, summary_line
+    from vidqa.wiring import ingest_options, open_library
+
+    options = ingest_options(run.settings)
+    library, embedder = open_library(run.settings, create=True, on_demand=True)
+    with ingest_listener(run) as listener:
+        report = take_in(paths, library, embedder, options, listener)
+    if run.json:
+        run.emit(summary_json(report))
+    elif report.files and not run.quiet:
+        run.say(summary_line(report))
+    if not report.files:
+        run.found_nothing(f"no video in {', '.join(map(str, paths))}; name files or other folders")
+    if report.failures:
+        raise typer.Exit(FAILED)
+
+
+@verb("k", "embedder", "device", "hub", group=app)
+def search(
+    run: Run,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is to be seen.")],
+    video: VideoGlob = None,
+    where: Where = None,
+    html: Html = None,
+) -> None:
+    """Find the moments that look like QUERY, best first.
+
+    \b
+    vidqa search "a red car at night"
+    vidqa search "goal" -k 20 --html goals.html       look through them in a browser
+    vidqa search "snow" --where "duration_seconds > 600"
+    """
+    from vidqa.output import moment_json, moment_lines, write_page
+    from vidqa.report import of_search, page
+    from vidqa.search import search as find
+    from vidqa.wiring import open_library, with_pictures
+
+    library, embedder = open_library(run.settings)
+    moments = find(query, library, embedder, k=run.settings.k, video_glob=video, where=where)
+    if run.json:
+        run.emit({"query": query, "moments": [moment_json(one) for one in moments]})
+    elif moments:
+        run.say("\n".join(moment_lines(moments)))
+    if html is not None and moments:
+        shown = with_pictures(moments, library, run.settings.frames_per_moment)
+        write_page(html, page(query, [of_search(query, shown)]))
+        run.note(f"pictures: {html}")
+    if not moments:
+        run.found_nothing("nothing in the library fits; loosen --video or --where, or see vidqa ls")
+
+
+@verb(
+    "k",
+    "max_frames",
+    "frames_per_moment",
+    "max_pixels",
+    "model",
+    "base_url",
+    "api_key",
+    "temperature",
+    "max_tokens",
+    "engine_idle_minutes",
+    "embedder",
+    "device",
+    "hub",
+    group=app,
+)
+def ask(
+    run: Run,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In your own words.")],
+    video: VideoGlob = None,
+    where: Where = None,
+    whole: Annotated[
+        str | None,
+        typer.Option(
+            "--whole", metavar="VIDEO", help="Show this whole video, evenly sampled; no search."
+        ),
+    ] = None,
+    html: Html = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream/--no-stream", help="Print the answer as it comes (on a terminal)."),
+    ] = True,
+) -> None:
+    """Answer QUESTION from the library, and cite the moments that show it.
+
+    \b
+    vidqa ask "Who opens the door, and when?"
+    vidqa ask "What is on the table?" --video '*kitchen*' --html answer.html
+    vidqa ask "Sum up this lecture." --whole lecture.mp4 --frames 32
+    vidqa ask "Is it raining?" --base-url http://127.0.0.1:8000/v1
+
+    The first question starts vLLM, which takes a minute or more; it is then kept warm.
+    """
+    from vidqa.ask import ask as answer_question
+    from vidqa.output import answer_json, citation_lines, write_page
+    from vidqa.report import of_answer, page
+    from vidqa.wiring import ask_options, connect, open_library, with_pictures
+
+    options = ask_options(run.settings, video_glob=video, where=where, whole=whole)
+    library, embedder = open_library(run.settings, on_demand=whole is not None)
+    streams = stream and not run.json and sys.stdout.isatty()
+    answer = answer_question(
+        question,
+        library,
+        embedder,
+        lambda: connect(run.settings, run.note),
+        options,
+        on_text=run.write if streams else None,
+    )
+    if run.json:
+        run.emit(answer_json(answer))
+    else:
+        run.say("" if streams else answer.answer)
+        if answer.citations:
+            run.say("\n" + "\n".join(citation_lines(answer.citations)))
+    if html is not None:
+        seen = with_pictures(answer.moments, library, run.settings.max_frames)
+        write_page(html, page(question, [of_answer(answer, seen)]))
+        run.note(f"pictures: {html}")
+
+
+@verb(group=app, name="ls")
+def list_videos(run: Run) -> None:
+    """List the videos of the library: duration, scenes, frames, state.
+
+    \b
+    vidqa ls
+    vidqa ls --json | head -1
+    """
+    from vidqa.library import Library
+    from vidqa.output import failure_json, video_json, video_lines
+
+    library = Library.open(run.settings.index)
+    rows, failures = library.videos(), library.failures()
+    if run.json:
+        run.emit(
+            {
+                "videos": [video_json(row) for row in rows],
+                "failures": [failure_json(one) for one in failures],
+            }
+        )
+    elif rows or failures:
+        run.say("\n".join(video_lines(rows, failures)))
+    if not rows:
+        run.found_nothing(f"the library at {run.settings.index} holds no video; vidqa ingest PATH")
+
+
+ENGINE_SETTINGS = (
+    "model",
+    "dtype",
+    "max_model_len",
+    "kvcache_gib",
+    "gpu_memory_utilization",
+    "engine_idle_minutes",
+    "hub",
+)
+
+
+@verb(group=engine_app)
+def status(run: Run) -> None:
+    """Say whether the engine runs, what it serves and what it is doing; exit code 3 if it does not.
+
+    \b
+    vidqa engine status
+    """
+    from dataclasses import asdict
+
+    from vidqa import engine
+
+    found = engine.status()
+    if run.json:
+        shown = {} if found is None else asdict(found) | {"log": str(found.log)}
+        run.emit({"running": found is not None, **shown})
+    elif found is not None:
+        run.say(
+            f"{found.stage}: {found.model} at {found.base_url}, process {found.pid}, "
+            f"up {found.age_seconds / 60:.0f} min; stops after {found.idle_minutes:g} min "
+            f"without a question; log {found.log}"
+        )
+    if found is None:
+        run.found_nothing("no engine is running; the next question starts one")
+
+
+@verb(*ENGINE_SETTINGS, group=engine_app)
+def start(run: Run) -> None:
+    """Start the engine now, so that the first question need not wait for it.
+
+    \b
+    vidqa engine start
+    vidqa engine start --model Qwen/Qwen2-VL-7B-Instruct-AWQ --engine-idle 120
+    """
+    from vidqa.wiring import connect
+
+    client = connect(run.settings, run.note)
+    if run.json:
+        run.emit({"running": True, "model": client.model, "base_url": client.base_url})
+    else:
+        run.say(f"ready: {client.model} at {client.base_url}")
+
+
+@verb(group=engine_app)
+def stop(run: Run) -> None:
+    """End the engine and free its memory.
+
+    \b
+    vidqa engine stop
+    """
+    from vidqa import engine
+
+    stopped = engine.stop(on_stage=run.note)
+    if run.json:
+        run.emit({"stopped": stopped})
+    elif not run.quiet:
+        run.say("stopped" if stopped else "no engine was running")
+
+
+@verb(group=engine_app)
+def logs(
+    run: Run,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many lines.")] = 50,
+) -> None:
+    """Show the end of the engine's log.
+
+    \b
+    vidqa engine logs -n 200
+    """
+    from vidqa import engine
+
+    text = engine.logs(lines=lines)
+    if run.json:
+        run.emit({"lines": text.splitlines()})
+    elif text:
+        run.say(text)
+    if not text:
+        run.found_nothing("the engine has no log yet; it is written once vidqa engine start ran")
+
+
+@verb("embedder", "device", "model", "base_url", "hub", group=app)
+def doctor(run: Run) -> None:
+    """Check what vidqa needs on this machine, and how to mend what is missing.
+
+    \b
+    vidqa doctor
+    vidqa doctor --json              to go with a report of a fault
+    """
+    from dataclasses import asdict
+
+    from vidqa.doctor import examine
+    from vidqa.output import finding_lines
+
+    findings = list(examine(run.settings))
+    if run.json:
+        settings = run.settings.public()
+        run.emit({"findings": [asdict(one) for one in findings], "settings": settings})
+    else:
+        run.say("\n".join(finding_lines(findings)))
+    if any(one.state == "problem" for one in findings):
+        raise typer.Exit(FAILED)
+
+
+PLAYGROUND_SETTINGS = (
+    "max_frames",
+    "frames_per_moment",
+    "model",
+    "base_url",
+    "engine_idle_minutes",
+)
+
+
+@verb(*PLAYGROUND_SETTINGS, group=app, profile="demo")
+def demo(
+    run: Run,
+    html: Annotated[
+        Path, typer.Option("--html", metavar="FILE", help="Where the report is written.")
+    ] = Path("demo-report/index.html"),
+) -> None:
+    """Run the playground from end to end: films, questions, answers, a report.
+
+    \b
+    vidqa demo
+
+    Needs no model hub and no graphics card. Exit code 1 when fewer than 6 of 8 answers are right.
+    """
+    from vidqa.demo import show
+
+    score = show.run(run.settings, html, say=run.note if run.json else run.say, note=run.note)
+    if run.json:
+        run.emit({"asked": score.asked, "right": score.right, "report": str(html)})
+    if not score.passed:
+        raise typer.Exit(FAILED)
+
+
+@verb("k", *PLAYGROUND_SETTINGS, group=app, profile="demo", name="eval")
+def evaluate(
+    run: Run,
+    suite: Annotated[
+        str, typer.Option("--suite", help="What to measure: playground.")
+    ] = "playground",
+    films: Annotated[int, typer.Option("--films", min=1, help="How many held-out films.")] = 28,
+) -> None:
+    """Measure cuts, search and answers where the truth is known; with 95 % intervals.
+
+    \b
+    vidqa eval --suite playground
+    vidqa eval --suite playground --films 4      a first impression, in minutes
+    """
+    from dataclasses import replace
+
+    from vidqa.demo.evaluate import run as measure
+    from vidqa.output import suite_json, suite_lines
+    from vidqa.wiring import ask_options, connect, ingest_options, open_library
+
+    if suite != "playground":
+        raise UsageError(f"--suite {suite}: no such suite; there is playground")
+    # Nothing else may be in the library that is searched.
+    settings = replace(run.settings, index=run.settings.index / "eval")
+    library, embedder = open_library(settings, create=True)
+    with connect(settings, run.note) as client:
+        found = measure(
+            settings.index / "films",
+            library,
+            embedder,
+            client,
+            ingest_options(settings),
+            ask_options(settings),
+            film_count=films,
+            on_progress=lambda stage, done, total: _tell_tenths(run, stage, done, total),
+        )
+    if run.json:
+        run.emit(suite_json(suite, found.figures))
+    else:
+        run.say("\n".join(suite_lines(found.figures)))
+
+
+def _tell_tenths(run: Run, stage: str, done: int, total: int) -> None:
+    """A line whenever another tenth of a stage is done."""
+    if done * 10 // total != (done - 1) * 10 // total:
+        run.note(f"{stage}: {done} of {total}")
+
+
+def main() -> None:
+    """The entry point of the `vidqa` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

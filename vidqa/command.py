@@ -1,0 +1,224 @@
+"""What every command shares: options made from the settings, how it speaks, how it ends.
+
+    @verb("k", "max_frames")
+    def search(run: Run, query: ...) -> None: ...
+
+makes a command with its own arguments, a flag for each named setting, and the options that all
+have in common. Exceptions become one line and an exit code here and nowhere else. The commands
+themselves are in `cli`; how results look is in `output`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json as jsonlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vidqa.config import SETTINGS, Settings, flag_of
+from vidqa.errors import NothingFound, VidqaError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command is told besides its own arguments: its settings, and how to speak."""
+
+    settings: Settings
+    json: bool
+    verbose: bool
+    quiet: bool
+
+    def emit(self, value: object) -> None:
+        """One JSON object on one line, at once: whoever reads it may be waiting."""
+        print(jsonlib.dumps(value), flush=True)
+
+    def say(self, text: str) -> None:
+        """A result."""
+        print(printable(text), flush=True)
+
+    def write(self, piece: str) -> None:
+        """A piece of a result that comes bit by bit, without a line's end."""
+        print(printable(piece), end="", flush=True)
+
+    def fail(self, text: str) -> None:
+        """One thing of several that went wrong; the command goes on."""
+        typer.secho(printable(text), fg="red", err=True)
+
+    def found_nothing(self, text: str) -> NoReturn:
+        """Ends a command that has no result; with --json an empty one was printed already."""
+        if self.json:
+            raise typer.Exit(NothingFound.exit_code)
+        raise NothingFound(text)
+
+    def note(self, text: str) -> None:
+        """What is good to know while waiting; on stderr, so that results can be piped."""
+        if not self.quiet and not self.json:
+            print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text without control characters: names, subtitles and answers may carry a terminal's."""
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text
+    )
+
+
+_SHARED: dict[str, tuple[Any, object]] = {
+    "index": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--index",
+                metavar="DIR",
+                show_default=False,
+                help="Folder of the library (default: VIDQA_INDEX, else indexes/default).",
+            ),
+        ],
+        None,
+    ),
+    "config": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--config",
+                metavar="FILE|cpu|gpu|demo",
+                show_default=False,
+                help="YAML file or profile (default: VIDQA_CONFIG, else what fits this machine).",
+            ),
+        ],
+        None,
+    ),
+    "json": (
+        Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")],
+        False,
+    ),
+    "verbose": (
+        Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")],
+        False,
+    ),
+    "quiet": (
+        Annotated[bool, typer.Option("-q", "--quiet", help="Print results and errors alone.")],
+        False,
+    ),
+}
+
+
+def verb(
+    *settings: str, group: typer.Typer, name: str | None = None, profile: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers `body(run, own parameters)` as a command of `group`; see the module's docstring.
+
+    `profile` is where its settings start when the user names no configuration.
+    """
+
+    def register(body: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+        parameters = [
+            *own,
+            *(_parameter(one, _flag(one), None) for one in settings),
+            *(_parameter(one, option, default) for one, (option, default) in _SHARED.items()),
+        ]
+
+        @functools.wraps(body)
+        def command(**given: Any) -> None:
+            shared = {one: given.pop(one) for one in _SHARED}
+            flags = {one: given.pop(one) for one in settings} | {"index": shared.pop("index")}
+            config = shared.pop("config") or os.environ.get("VIDQA_CONFIG") or profile
+            with exit_codes(json=shared["json"], verbose=shared["verbose"]):
+                _quieten(verbose=shared["verbose"])
+                body(Run(Settings.load(config, flags), **shared), **given)
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        group.command(name)(command)
+        return body
+
+    return register
+
+
+def _parameter(name: str, option: Any, default: object) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=option)
+
+
+def _flag(name: str) -> Any:
+    """The option of a setting; its flag, help, bounds and default are those of `Settings`."""
+    one = SETTINGS[name]
+    kind, bounds = one.metadata["kind"], str(one.metadata["bounds"])
+    flag = flag_of(name)
+    flags = f"{flag}/--no{flag[1:]}" if kind is bool else flag
+    help_text = one.metadata["help"]
+    if one.default is not None:
+        default = str(one.default).lower() if kind is bool else one.default
+        help_text += f" (default: {default}{f'; {bounds}' if bounds else ''})"
+    return Annotated[kind | None, typer.Option(flags, help=help_text, show_default=False)]
+
+
+@contextmanager
+def exit_codes(*, json: bool, verbose: bool) -> Iterator[None]:
+    """Turns what a command raises into one line and an exit code.
+
+    0 done, 1 something failed, 2 wrong usage, 3 nothing found, 130 interrupted, 141 the reader of
+    our output has left.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except typer.Exit:
+        raise
+    except BrokenPipeError:
+        # Not even the interpreter may flush what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(BROKEN_PIPE) from None
+    except KeyboardInterrupt:
+        _tell("Interrupted", "interrupted; what was finished is kept", INTERRUPTED, json=json)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if verbose:
+            traceback.print_exception(error)
+        ours = isinstance(error, VidqaError)
+        code = error.exit_code if isinstance(error, VidqaError) else VidqaError.exit_code
+        name = type(error).__name__ if ours else "InternalError"
+        _tell(name, str(error) if ours else _unexpected(error), code, json=json)
+        raise typer.Exit(code) from None
+
+
+def _unexpected(error: Exception) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"{reason}; this is a fault of vidqa: run the command again with -v and report the "
+        "traceback together with the output of `vidqa doctor`"
+    )
+
+
+def _tell(name: str, message: str, exit_code: int, *, json: bool) -> None:
+    if json:
+        event = {"event": "error", "error": name, "message": message, "exit_code": exit_code}
+        print(jsonlib.dumps(event), flush=True)
+    else:
+        typer.secho(f"vidqa: {printable(message)}", fg="red", err=True)
+
+
+def _quieten(*, verbose: bool) -> None:
+    """Other libraries' chatter is for those who ask; a name that no encoding has, no crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    level = logging.INFO if verbose else logging.ERROR
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    if not verbose:
+        warnings.simplefilter("ignore")

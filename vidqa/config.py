@@ -1,0 +1,358 @@
+"""Settings: where they come from, what they may be, and what they are when nobody says.
+
+    flag  >  environment (VIDQA_<NAME>)  >  configuration file or profile  >  default
+
+Every setting is a field of `Settings`, which also holds its bounds and its help: the command line,
+the error texts and the documentation read them from there. Unknown names are errors. With no file
+named, a machine with an NVIDIA card starts from the `gpu` profile, any other from the defaults,
+which the `cpu` profile repeats with their reasons.
+
+This module reads files and variables; it opens no library, loads no model and prints nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vidqa.errors import ConfigError
+
+PREFIX = "VIDQA_"
+# Variables with our prefix that name no setting: the file itself, and the engine's own folder.
+OTHER_VARIABLES = frozenset({"VIDQA_CONFIG", "VIDQA_RUNTIME_DIR"})
+PROFILES = ("cpu", "gpu", "demo")
+BUNDLED = "bundled:"
+
+_PACKAGE = Path(__file__).parent
+_PROFILE_FOLDER = _PACKAGE / "configs"
+_MODEL_FOLDER = _PACKAGE / "demo" / "models"
+
+# Qwen2-VL-7B in bfloat16 is 16.6 GB of weights; frames, cache and activations want the rest.
+LARGE_CARD_GIB = 22.0
+SMALL_CARD_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+
+
+class Bounds(NamedTuple):
+    """What a setting may be: `minimum <= value <= maximum`, or one of `choices`."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """In words, empty where anything goes."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.minimum is not None and self.maximum is not None:
+            return f"{self.minimum:g} to {self.maximum:g}"
+        if self.minimum is not None:
+            return f"at least {self.minimum:g}"
+        return ""
+
+    def admit(self, value: object) -> bool:
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, int | float):
+            low = self.minimum is None or value >= self.minimum
+            return low and (self.maximum is None or value <= self.maximum)
+        return True
+
+
+def _setting(
+    default: object,
+    help_text: str,
+    *,
+    kind: type | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    flag: str | None = None,
+    secret: bool = False,
+) -> Any:
+    metadata = {
+        "help": help_text,
+        "flag": flag,
+        "kind": kind or type(default),
+        "bounds": Bounds(minimum, maximum, choices),
+        "secret": secret,
+    }
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of one run.
+
+    `given` names those that the user chose; the rest come from a profile or are defaults.
+    """
+
+    index: Path = _setting(Path("indexes/default"), "Folder of the library.", kind=Path)
+    embedder: str = _setting(
+        "ViT-B-32-SigLIP2-256",
+        "open_clip model that embeds frames and queries: a name, NAME:PRETRAINED, or a folder.",
+    )
+    device: str = _setting(
+        "auto", "Where the embedder runs.", choices=("auto", "cpu", "cuda", "mps")
+    )
+    sample_fps: float = _setting(
+        1.0, "Frames kept per second of video.", minimum=0.01, maximum=120.0, flag="--fps"
+    )
+    min_scene_seconds: float = _setting(
+        0.6,
+        "Shorter scenes are merged with a neighbour, in seconds.",
+        minimum=0.01,
+        maximum=60.0,
+        flag="--min-scene",
+    )
+    max_scene_seconds: float = _setting(
+        30.0,
+        "Longer scenes are split, in seconds.",
+        minimum=1.0,
+        maximum=3600.0,
+        flag="--max-scene",
+    )
+    adaptive_threshold: float = _setting(
+        3.0, "How much a frame must differ to be a cut.", minimum=0.1, maximum=100.0
+    )
+    keep_frames: bool = _setting(
+        True, "Keep the sampled frames as small pictures, so that asking decodes nothing."
+    )
+    workers: int = _setting(
+        0, "Videos read at once; 0: one less than cores.", minimum=0, maximum=256
+    )
+    k: int = _setting(5, "Moments to find.", minimum=1, maximum=1000, flag="-k")
+    max_frames: int = _setting(
+        16, "Frames shown to the model, in all.", minimum=2, maximum=768, flag="--frames"
+    )
+    frames_per_moment: int = _setting(
+        4, "Frames shown of one moment, at most.", minimum=2, maximum=768
+    )
+    max_pixels: int = _setting(
+        420 * 364,
+        "Pixels of one frame as the model sees it, at most.",
+        minimum=56 * 56,
+        maximum=1280 * 28 * 28,
+    )
+    model: str = _setting(
+        "Qwen/Qwen2-VL-2B-Instruct", "Model that answers: a name on the hub, or a folder."
+    )
+    base_url: str | None = _setting(
+        None, "An OpenAI-compatible endpoint that answers in place of our engine.", kind=str
+    )
+    api_key: str | None = _setting(None, "Key of that endpoint.", kind=str, secret=True)
+    temperature: float = _setting(0.0, "Randomness of the answer.", minimum=0.0, maximum=2.0)
+    max_tokens: int = _setting(512, "Tokens of the answer, at most.", minimum=1, maximum=32768)
+    engine_idle_minutes: float = _setting(
+        30.0,
+        "The engine stops after so long without a request.",
+        minimum=0.1,
+        maximum=10080.0,
+        flag="--engine-idle",
+    )
+    max_model_len: int = _setting(
+        8192, "Tokens of question, frames and answer together.", minimum=256, maximum=131072
+    )
+    dtype: str = _setting(
+        "auto",
+        "Numbers that the engine computes with.",
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    kvcache_gib: float = _setting(
+        2.0, "The engine's cache on a CPU, in GiB.", minimum=0.1, maximum=1024.0
+    )
+    gpu_memory_utilization: float = _setting(
+        0.85, "Share of the card's memory that the engine takes.", minimum=0.05, maximum=0.98
+    )
+    hub: str = _setting(
+        "huggingface",
+        "Where weights are looked for; none: folders only.",
+        choices=("huggingface", "modelscope", "none"),
+    )
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, one in SETTINGS.items():
+            _check_bounds(one, getattr(self, name), name)
+
+    @classmethod
+    def load(
+        cls,
+        config: str | None = None,
+        flags: Mapping[str, object] | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Settings:
+        """The settings of one run; `config` is a profile's name or a YAML file.
+
+        Flags whose value is None were not given. Raises ConfigError: an unknown name (with the
+        nearest known one), a value out of its bounds, a file that cannot be read.
+        """
+        config = config or environ.get("VIDQA_CONFIG") or None
+        base = _for_this_machine() if config is None else _read_file(config)
+        chosen = {} if config in (None, *PROFILES) else base
+        chosen = chosen | _read_environment(environ)
+        chosen |= {
+            name: _convert(name, value, flag_of(name))
+            for name, value in (flags or {}).items()
+            if value is not None
+        }
+        return cls(**(base | chosen), given=frozenset(chosen))
+
+    def public(self) -> dict[str, object]:
+        """Every setting for people to see: secrets are only said to be set."""
+        shown: dict[str, object] = {}
+        for name, one in SETTINGS.items():
+            value = getattr(self, name)
+            if value is not None and one.metadata["secret"]:
+                value = "(set)"
+            if isinstance(value, str | Path):  # an address may carry a password
+                value = re.sub(r"//[^/@]*@", "//", str(value))
+            shown[name] = value
+        return shown
+
+
+SETTINGS: dict[str, Field[Any]] = {one.name: one for one in fields(Settings) if one.metadata}
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting on the command line: `max_frames` is `--frames`."""
+    flag: str | None = SETTINGS[name].metadata["flag"] if name in SETTINGS else None
+    return flag or "--" + name.replace("_", "-")
+
+
+def card_memory_gib() -> float | None:
+    """Memory of the first NVIDIA card in GiB, or None where no driver answers."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return float(done.stdout.split("\n")[0]) / 1024
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def _for_this_machine() -> dict[str, Any]:
+    memory = card_memory_gib()
+    if memory is None:
+        return {}
+    profile = _read_file("gpu")
+    return profile if memory >= LARGE_CARD_GIB else profile | {"model": SMALL_CARD_MODEL}
+
+
+def _read_file(config: str) -> dict[str, Any]:
+    import yaml
+
+    path = _PROFILE_FOLDER / f"{config}.yaml" if config in PROFILES else Path(config).expanduser()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(
+            f"--config {config}: {reason}; name a YAML file or a profile: {', '.join(PROFILES)}"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}: line {mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML; write one `name: value` a line") from error
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path}: holds no settings; write one `name: value` a line")
+    return {
+        str(name): _convert(str(name), value, f"{path}: {name}")
+        for name, value in (content or {}).items()
+    }
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name.removeprefix(PREFIX).lower(): _convert(name.removeprefix(PREFIX).lower(), text, name)
+        for name, text in environ.items()
+        if name.startswith(PREFIX) and name not in OTHER_VARIABLES and text
+    }
+
+
+def _convert(name: str, value: object, where: str) -> Any:
+    """One value in its setting's type; `where` is how the user wrote its name."""
+    known = SETTINGS.get(name)
+    if known is None:
+        raise ConfigError(f"{where}: no such setting{_nearest(name, where)}")
+    if value is None and known.default is None:
+        return None
+    kind = known.metadata["kind"]
+    try:
+        converted = _CONVERTERS[kind](value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{where}: {value!r} is not {_KIND_NAMES[kind]}") from None
+    _check_bounds(known, converted, where)
+    return resolve_bundled(converted) if isinstance(converted, str) else converted
+
+
+def _check_bounds(known: Field[Any], value: object, where: str) -> None:
+    bounds: Bounds = known.metadata["bounds"]
+    if not bounds.admit(value):
+        raise ConfigError(f"{where}: {value} is not allowed; {bounds} is")
+
+
+def _nearest(name: str, where: str) -> str:
+    close = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
+    if not close:
+        return f"; known are {', '.join(SETTINGS)}"
+    is_variable = where.startswith(PREFIX)
+    return f"; did you mean {PREFIX + close[0].upper() if is_variable else close[0]}?"
+
+
+def resolve_bundled(value: str) -> str:
+    """`bundled:NAME` becomes the folder of a model that ships with vidqa; other names stay."""
+    if not value.startswith(BUNDLED):
+        return os.path.expanduser(value) if value.startswith("~") else value
+    name = value.removeprefix(BUNDLED)
+    names = sorted(one.name for one in _MODEL_FOLDER.glob("*") if one.is_dir())
+    if name not in names:
+        raise ConfigError(f"{value}: no such bundled model; there are {', '.join(names) or 'none'}")
+    return str(_MODEL_FOLDER / name)
+
+
+def _to_bool(value: object) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    text = str(value).lower()
+    if text not in known:
+        raise ValueError(value)
+    return known[text]
+
+
+def _to_int(value: object) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(value)
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def _to_float(value: object) -> float:
+    if isinstance(value, bool):
+        raise ValueError(value)
+    number = float(value)  # type: ignore[arg-type]
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError(value)
+    return number
+
+
+def _to_text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(value)
+    return value
+
+
+def _to_path(value: object) -> Path:
+    return Path(value if isinstance(value, Path) else _to_text(value)).expanduser()
+
+
+_CONVERTERS = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_text, Path: _to_path}
+_KIND_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a folder",
+}

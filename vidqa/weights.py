@@ -1,0 +1,143 @@
+"""Where the weights of an answering model are: a folder, the hub's cache on this disk, or the hub.
+
+    folder = find_weights("Qwen/Qwen2-VL-2B-Instruct", hub="huggingface", on_stage=print)
+
+Weights are fetched here and not by the engine, which therefore needs no network, and so that a
+failure says which model was wanted, where it was looked for and what the ways out are. Only weights
+in safetensors and the texts beside them are fetched: no pickles, no code. Nothing is loaded here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from vidqa.errors import MissingExtra, ModelError
+
+Hub = Literal["huggingface", "modelscope", "none"]
+
+# A hub that does not answer within this is treated as out of reach.
+HUB_TIMEOUT_SECONDS = 10.0
+# What vLLM and transformers read of a vision model.
+WANTED_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
+
+
+def find_weights(
+    model: str, hub: str = "huggingface", on_stage: Callable[[str], None] = lambda stage: None
+) -> Path:
+    """The folder with the weights of `model`: a folder's path, or `OWNER/NAME[@REVISION]`.
+
+    Raises ModelError when they are nowhere, MissingExtra when the hub's client is not installed.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _checked(folder.resolve())
+    if not _is_hub_name(model):
+        raise ModelError(f"{model}: no such folder; {_ways_out()}")
+    if hub == "none":
+        raise ModelError(f"{model}: not a folder, and no hub is asked (hub: none); {_ways_out()}")
+    name, _, revision = model.partition("@")
+    fetch = _fetch_modelscope if hub == "modelscope" else _fetch_huggingface
+    return _checked(fetch(name, revision or None, on_stage))
+
+
+def _is_hub_name(model: str) -> bool:
+    owner, slash, name = model.partition("/")
+    return bool(slash and owner and name) and "/" not in name and not model.startswith((".", "~"))
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: holds no config.json, so no model; {_ways_out()}")
+    missing = _missing_weights(folder)
+    if missing:
+        raise ModelError(f"{folder}: holds no {missing}, so no whole weights; {_ways_out()}")
+    return folder
+
+
+def _missing_weights(folder: Path) -> str:
+    """The first file of weights that should be there and is not, or an empty string."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        wanted = sorted(set(index["weight_map"].values()))
+    except FileNotFoundError:
+        wanted = []
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "readable model.safetensors.index.json"
+    for name in wanted:
+        if not (folder / name).is_file():
+            return str(name)
+    return "" if wanted or any(folder.glob("*.safetensors")) else "*.safetensors"
+
+
+def _fetch_huggingface(name: str, revision: str | None, on_stage: Callable[[str], None]) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot(*, local: bool) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(WANTED_FILES),
+                etag_timeout=HUB_TIMEOUT_SECONDS,
+                local_files_only=local,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+            )
+        )
+
+    try:
+        found = snapshot(local=True)
+        if not _missing_weights(found):  # a download may have been broken off
+            return found
+    except LocalEntryNotFoundError:
+        pass
+    where = f"in {constants.HF_HUB_CACHE}"
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError(f"{name}: not {where}, and HF_HUB_OFFLINE is set; {_ways_out()}")
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    on_stage(f"fetching {name} from {endpoint}")
+    try:
+        return snapshot(local=False)
+    except Exception as error:  # its own errors, its HTTP client's, and what a mirror makes of them
+        raise ModelError(
+            f"{name}: not {where}, and {endpoint} did not give it ({_reason(error)}); {_ways_out()}"
+        ) from error
+
+
+def _fetch_modelscope(name: str, revision: str | None, on_stage: Callable[[str], None]) -> Path:
+    if importlib.util.find_spec("modelscope") is None:
+        raise MissingExtra(
+            f"{name}: VIDQA_HUB=modelscope needs a package: uv pip install modelscope"
+        )
+    modelscope = importlib.import_module("modelscope")
+    on_stage(f"looking for {name} at ModelScope")
+    try:
+        return Path(
+            modelscope.snapshot_download(name, revision=revision, allow_patterns=list(WANTED_FILES))
+        )
+    except Exception as error:  # it raises whatever its HTTP client does
+        raise ModelError(
+            f"{name}: ModelScope did not give it ({_reason(error)}); {_ways_out()}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error at the root."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _ways_out() -> str:
+    return (
+        "name a folder with --model PATH, take another hub with VIDQA_HUB=modelscope, or a mirror "
+        "with HF_ENDPOINT=https://..."
+    )

@@ -1,0 +1,154 @@
+"""Settings become the objects that the verbs take: library and embedder, options, endpoint.
+
+This is where the flat list of settings meets the modules, none of which knows `config`. The
+command line and the demo use it; a program that builds these objects itself need not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidqa.config import Settings
+from vidqa.errors import LibraryError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vidqa.ask import AskOptions
+    from vidqa.embed import Embedder
+    from vidqa.engine import EngineOptions
+    from vidqa.ingest import IngestOptions
+    from vidqa.library import Library
+    from vidqa.types import EmbedderSpec, Moment, Picture, ShownMoment
+    from vidqa.vlm import VlmClient
+
+OnStage = Callable[[str], None]
+
+
+def open_library(
+    settings: Settings, *, create: bool = False, on_demand: bool = False
+) -> tuple[Library, Embedder]:
+    """The library with the embedder it was made with, unless another was asked for.
+
+    With `on_demand` the embedder of a library that exists is loaded when it is first used.
+    Raises LibraryError when there is none, before a model is loaded; EmbedderMismatch when the
+    one asked for is not the library's; ModelError when its weights are missing.
+    """
+    from vidqa.embed import load_embedder
+    from vidqa.frames import pictures_at
+    from vidqa.library import Library
+
+    def load(model: str) -> tuple[Library, Embedder]:
+        embedder = load_embedder(model, settings.device, settings.hub)
+        opened = Library.open(settings.index, embedder.spec, create=create, pictures_at=pictures_at)
+        return opened, embedder
+
+    try:
+        library = Library.open(settings.index, pictures_at=pictures_at)
+    except LibraryError:
+        if not create:
+            raise
+        return load(settings.embedder)
+    model = settings.embedder if "embedder" in settings.given else library.spec.model
+    if on_demand and model == library.spec.model:
+        return library, OnDemand(library.spec, lambda: load(model)[1])
+    return load(model)
+
+
+class OnDemand:
+    """An embedder that is loaded when it is first used: loading takes seconds, and taking in
+    folders where nothing has changed never uses it."""
+
+    def __init__(self, spec: EmbedderSpec, load: Callable[[], Embedder]) -> None:
+        self.spec = spec
+        self._load = functools.cache(load)
+
+    def embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._load().embed_images(images)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._load().embed_texts(texts)
+
+
+def ingest_options(settings: Settings) -> IngestOptions:
+    from vidqa.ingest import IngestOptions
+    from vidqa.scenes import SceneOptions
+
+    return IngestOptions(
+        sample_fps=settings.sample_fps,
+        scenes=SceneOptions(
+            min_scene_seconds=settings.min_scene_seconds,
+            max_scene_seconds=settings.max_scene_seconds,
+            adaptive_threshold=settings.adaptive_threshold,
+        ),
+        keep_frames=settings.keep_frames,
+        workers=settings.workers,
+    )
+
+
+def ask_options(settings: Settings, **chosen: Any) -> AskOptions:
+    """`chosen` are the fields of `AskOptions` that are no settings, like `video_glob`."""
+    from vidqa.ask import AskOptions
+
+    return AskOptions(
+        k=settings.k,
+        max_frames=settings.max_frames,
+        frames_per_moment=settings.frames_per_moment,
+        max_pixels=settings.max_pixels,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        **chosen,
+    )
+
+
+def engine_options(settings: Settings, weights: Path) -> EngineOptions:
+    """What our engine is to serve: a model of a hub under its name there, a folder under its own."""
+    from vidqa.engine import EngineOptions
+
+    return EngineOptions(
+        model=str(weights),
+        name="" if Path(settings.model).is_dir() else settings.model,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        kvcache_gib=settings.kvcache_gib,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        idle_minutes=settings.engine_idle_minutes,
+    )
+
+
+def connect(settings: Settings, on_stage: OnStage = lambda stage: None) -> VlmClient:
+    """A client of the endpoint that answers: the user's, or our engine, started if need be.
+
+    `on_stage` hears what is being waited for. Of the user's endpoint the only model is taken
+    unless one was asked for.
+    """
+    from vidqa.vlm import VlmClient
+
+    if settings.base_url:
+        model = settings.model if "model" in settings.given else None
+        return VlmClient(settings.base_url, settings.api_key, model)
+    from vidqa.engine import check_vllm, ensure_engine
+    from vidqa.weights import find_weights
+
+    check_vllm()  # before gigabytes of weights are fetched for nothing
+    options = engine_options(settings, find_weights(settings.model, settings.hub, on_stage))
+    handle = ensure_engine(options, on_stage=on_stage)
+    return VlmClient(handle.base_url, handle.api_key, handle.model)
+
+
+def with_pictures(
+    moments: Sequence[Moment], library: Library, frames_per_moment: int
+) -> list[ShownMoment]:
+    """Moments as a contact sheet shows them, numbered from 1, with so many frames each at most."""
+    from vidqa.select import spread
+    from vidqa.types import ShownMoment
+
+    def pictures(moment: Moment) -> tuple[Picture, ...]:
+        times = spread(moment.frame_seconds, frames_per_moment)
+        return tuple(library.pictures(moment.video_id, times))
+
+    return [ShownMoment(n, moment, pictures(moment)) for n, moment in enumerate(moments, 1)]

@@ -1,0 +1,465 @@
+"""One folder that holds a library: the store, the index, the pictures, and their agreement.
+
+    manifest.json      says that the folder is a library, and in which layout
+    store.duckdb       the truth (vidqa.store, docs/schema.md)
+    index.faiss        a cache of its vectors (vidqa.index); built again when missing or damaged
+    frames/*.jpegs     the kept pictures of each video, end to end; a cache as well
+
+    library = Library.open(folder, embedder.spec, create=True)
+    with library.draft() as draft:
+        draft.append(seconds, vectors, jpegs)          # as often as needed, in any order of time
+        draft.commit(video, scenes, texts, recipe)     # the video is there, or nothing of it is
+    library.tidy()                                     # after the last one
+
+Pictures are written and renamed before their rows are committed, so a row never names pictures
+that are not there; what a killed process left behind is swept away later. The index follows the
+store by its generation. This module decodes, embeds and prints nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vidqa import index as vector_index
+from vidqa import picture_files
+from vidqa.errors import LibraryError, UsageError
+from vidqa.index import FrameIndex, IndexHeader
+from vidqa.picture_files import PictureWriter
+from vidqa.store import (
+    Extent,
+    Failure,
+    FrameRows,
+    SceneKey,
+    Store,
+    VideoRow,
+    check_embedder,
+)
+from vidqa.types import EmbedderSpec, FrameBatch, FrameHit, Moment, Picture, Scene, TextSpan, Video
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+MANIFEST, STORE, INDEX, PICTURES = "manifest.json", "store.duckdb", "index.faiss", "frames"
+LAYOUT = 1
+
+# About 700 hours of video at one 25 KB picture a second is 60 GB; beyond, the videos ingested
+# first lose their pictures, which one decode of the file can make again.
+PICTURES_LIMIT_BYTES = 60 * 10**9
+# An index with more dead frames than this part of it is built anew.
+DEAD_LIMIT = 0.2
+# New frames that a search finds beyond the saved index, before it saves what it has.
+UNSAVED_FRAMES, UNSAVED_PART = 5_000, 0.05
+
+PicturesAt = Callable[[str, Sequence[float]], list[Picture]]
+"""Decodes the pictures at some times of a file: `vidqa.frames.pictures_at`."""
+
+
+class Library:
+    """A library that is open; it holds no connection, so it never needs closing.
+
+    Methods may be called from several threads, and several processes may use one folder.
+    """
+
+    def __init__(self, folder: Path, spec: EmbedderSpec, pictures_at: PicturesAt | None) -> None:
+        self.folder = folder
+        self.spec = spec
+        self._pictures_at = pictures_at
+        self._store = Store(folder / STORE)
+        self._index = _FollowingIndex(folder / INDEX, self._store)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        spec: EmbedderSpec | None = None,
+        *,
+        create: bool = False,
+        pictures_at: PicturesAt | None = None,
+    ) -> Library:
+        """Opens the library in `folder`, or makes one there with `create`.
+
+        With `spec`, raises EmbedderMismatch unless the library was made with that embedder.
+        `pictures_at` makes pictures that are no longer kept. Raises LibraryError when there is
+        no library, when the folder belongs to something else, or when it is damaged.
+        """
+        store = Store(folder / STORE)
+        if create and spec is not None:
+            _make_folder(folder)
+            store.create(spec)
+        elif not _is_library(folder) or not store.path.exists():
+            raise LibraryError(f"no library at {folder}; make one: vidqa ingest PATH --index DIR")
+        stored = store.open()
+        if spec is not None:
+            check_embedder(stored, spec, folder)
+        return cls(folder, stored, pictures_at)
+
+    @property
+    def generation(self) -> int:
+        """Rises with every change of the store, by whichever process."""
+        return self._store.extent().generation
+
+    # ------------------------------------------------------------ writing
+
+    def draft(self) -> Draft:
+        """A video on its way in; nothing of it is in the library before its `commit`."""
+        return Draft(self.folder / PICTURES, self._store)
+
+    def add(
+        self,
+        video: Video,
+        scenes: Sequence[Scene],
+        frames: FrameBatch,
+        vectors: NDArray[np.float32],
+        texts: Sequence[TextSpan],
+        recipe: str,
+    ) -> None:
+        """Commits one video at once, in place of what its path or its content stood for.
+
+        `vectors` is float32 (N, D), L2-normalised, one for each frame. `recipe` names the way of
+        sampling; `is_current` compares it.
+        """
+        with self.draft() as draft:
+            draft.append(frames.seconds, vectors, frames.jpegs)
+            draft.commit(video, scenes, texts, recipe)
+
+    def link(self, video: Video) -> None:
+        """The file `video.path` has content that is stored: a copy, or the same file touched."""
+        self._store.link(video)
+
+    def move(self, video: Video, old_path: str) -> None:
+        """The file that was `old_path` is now `video.path`."""
+        self._store.move(video, old_path)
+
+    def remove(self, video_id: str) -> None:
+        """Takes a video out, with all its paths; its files are not touched."""
+        self._store.remove(video_id)
+        self._sweep()
+
+    def record_failure(self, path: str, error: str) -> None:
+        """Notes why a file could not be ingested; forgotten once it is."""
+        self._store.record_failure(path, error)
+
+    def tidy(self) -> None:
+        """After a run of changes: saves the index, and sweeps pictures that nobody names."""
+        files = self._store.pictures_files()
+        gone = picture_files.beyond_limit(self.folder / PICTURES, files, PICTURES_LIMIT_BYTES)
+        if gone:
+            self._store.forget_pictures(gone)
+        self._sweep()
+        self._index.save()
+
+    def _sweep(self) -> None:
+        kept = self._store.pictures_files
+        picture_files.sweep(self.folder / PICTURES, lambda: set(kept().values()))
+
+    # ------------------------------------------------------------ reading
+
+    def find(self, fingerprint: str) -> Video | None:
+        """The stored video with this content, under the first of its paths."""
+        return self._store.find(fingerprint)
+
+    def find_path(self, path: str) -> Video | None:
+        """The stored video that this path named when it was last seen."""
+        return self._store.find_path(path)
+
+    def is_current(self, video: Video, recipe: str) -> bool:
+        """Whether this content is stored, sampled by this recipe. What is stored is whole."""
+        return self._store.recipe(video.video_id) == recipe
+
+    def videos(self) -> list[VideoRow]:
+        return self._store.videos()
+
+    def failures(self) -> list[Failure]:
+        return self._store.failures()
+
+    def scenes(self, video_id: str) -> list[Scene]:
+        return self._store.scenes(video_id)
+
+    def texts(self, video_id: str, start_seconds: float, end_seconds: float) -> list[TextSpan]:
+        """The words that overlap `[start_seconds, end_seconds)`, in order of time."""
+        return self._store.texts(video_id, start_seconds, end_seconds)
+
+    def frame_seconds(self, video_id: str, start_seconds: float, end_seconds: float) -> list[float]:
+        """The times of the sampled frames in `[start_seconds, end_seconds)`, rising."""
+        return self._store.frame_seconds(video_id, start_seconds, end_seconds)
+
+    def pictures(self, video_id: str, seconds: Sequence[float]) -> list[Picture]:
+        """The sampled frame nearest to each time, as it was kept, with its own time.
+
+        Where the kept pictures are gone, the file is decoded once. Raises LibraryError when the
+        file is gone too.
+        """
+        name, rows = self._store.picture_rows(video_id)
+        if name is not None and rows:
+            times = [row.seconds for row in rows]
+            chosen = [rows[_nearest(times, at)] for at in seconds]
+            spans = [(row.offset, row.size_bytes) for row in chosen]
+            jpegs = picture_files.read(self.folder / PICTURES / name, spans)
+            if jpegs is not None:
+                return [Picture(row.seconds, jpeg) for row, jpeg in zip(chosen, jpegs, strict=True)]
+        return self._decoded(video_id, seconds)
+
+    def _decoded(self, video_id: str, seconds: Sequence[float]) -> list[Picture]:
+        paths = self._store.paths(video_id)
+        if not paths:
+            raise LibraryError(f"{self.folder} holds no video {video_id}; list them: vidqa ls")
+        for path in paths:
+            if self._pictures_at is not None and os.path.exists(path):
+                return self._pictures_at(path, seconds)
+        raise LibraryError(
+            f"{paths[0]}: its kept pictures are gone and the file is not there; bring the file "
+            "back, or ingest it from where it is now"
+        )
+
+    # ------------------------------------------------------------ searching
+
+    def moments(self, scores: Mapping[SceneKey, float]) -> list[Moment]:
+        """Scenes, by video id and number, as moments with their scores, frames and texts.
+
+        Best first; equal scores by path, then by time.
+        """
+        return self._store.moments(scores)
+
+    def search(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        *,
+        video_glob: str | None = None,
+        where: str | None = None,
+    ) -> list[FrameHit]:
+        """The k frames nearest to a query, best first: fewer only when no more fit.
+
+        `vector` is float32 (D,), L2-normalised. `video_glob` is a path, a file name, or a pattern
+        of either; `where` is an SQL expression over the view `moments` (docs/schema.md).
+        """
+        if vector.shape != (self.spec.dimension,):
+            raise ValueError(f"a query of shape {vector.shape}; ({self.spec.dimension},) is needed")
+        if k < 1:
+            raise UsageError(f"k is {k}; at least 1 is needed")
+        filters = [
+            *([self._store.frames_of_videos(video_glob)] if video_glob is not None else []),
+            *([self._store.frames_where(where)] if where is not None else []),
+        ]
+        ids, scores = self._index.search(vector, k, filters)
+        by_id = {row.frame_id: row for row in self._store.frames(ids.tolist())}
+        return [
+            FrameHit(row.video_id, row.scene_index, row.seconds, float(score))
+            for frame_id, score in zip(ids.tolist(), scores, strict=True)
+            # A frame may have gone since the index was brought in line.
+            if (row := by_id.get(frame_id)) is not None
+        ]
+
+
+class Draft:
+    """One video on its way into a library: pictures go to a file at once, the rest is held.
+
+    A context manager; leaving it without `commit` leaves nothing behind.
+    """
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self._writer = PictureWriter(folder)
+        self._store = store
+        self._seconds: list[NDArray[np.float64]] = []
+        self._vectors: list[NDArray[np.float32]] = []
+        self._offsets: list[int] = []
+        self._sizes: list[int] = []
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def append(
+        self,
+        seconds: NDArray[np.float64],
+        vectors: NDArray[np.float32],
+        jpegs: Sequence[bytes] = (),
+    ) -> None:
+        """Takes N frames: times (N,), vectors (N, D), and N JPEGs or none; in any order of time."""
+        if len(vectors) != len(seconds) or len(jpegs) not in (0, len(seconds)):
+            raise ValueError(
+                f"{len(seconds)} times, {len(vectors)} vectors and {len(jpegs)} pictures"
+            )
+        offsets, sizes = self._writer.append(jpegs)
+        self._offsets += offsets
+        self._sizes += sizes
+        self._seconds.append(np.asarray(seconds, np.float64))
+        self._vectors.append(np.asarray(vectors, np.float32))
+
+    def commit(
+        self, video: Video, scenes: Sequence[Scene], texts: Sequence[TextSpan], recipe: str
+    ) -> None:
+        """Makes the video part of the library, in place of what its path or content stood for.
+
+        A frame belongs to the scene that holds its time.
+        """
+        if not self._seconds or not scenes:
+            raise ValueError(f"{video.path}: a video without frames or scenes cannot be stored")
+        name = f"{video.video_id}-{secrets.token_hex(4)}.jpegs" if self._sizes else None
+        if name is not None:
+            self._writer.keep(name)
+        self._store.add(video, scenes, self._rows(scenes), texts, recipe=recipe, pictures_file=name)
+        self._writer.settle()
+
+    def _rows(self, scenes: Sequence[Scene]) -> FrameRows:
+        seconds = np.concatenate(self._seconds)
+        order = np.argsort(seconds, kind="stable")
+        starts = [scene.start_seconds for scene in scenes[1:]]
+        places = np.searchsorted(starts, seconds[order], side="right")
+        indexes = np.array([scene.index for scene in scenes], np.int32)
+        kept = len(self._sizes) > 0
+        return FrameRows(
+            seconds=seconds[order],
+            scene_index=indexes[places],
+            vectors=np.concatenate(self._vectors)[order],
+            picture_offset=np.array(self._offsets, np.int64)[order] if kept else None,
+            picture_bytes=np.array(self._sizes, np.int64)[order] if kept else None,
+        )
+
+
+class _FollowingIndex:
+    """The index of one library as this process holds it: it follows the store by its generation.
+
+    What came since is added, what went is filtered out, and when either is much the index is
+    built anew. A file that cannot be written (a read-only disk) only costs the next process time.
+    """
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self._path = path
+        self._store = store
+        self._turn = threading.Lock()
+        self._index: FrameIndex | None = None
+        self._seen: tuple[int, ...] = ()
+        # The ids that are still in the store, or None when all of the index are.
+        self._alive: NDArray[np.int64] | None = None
+        self._saved_frames = 0
+
+    def search(
+        self, vector: NDArray[np.float32], k: int, filters: Sequence[NDArray[np.int64]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The ids and cosines of the k nearest frames that every filter holds."""
+        with self._turn:
+            index = self._followed()
+            alive = [] if self._alive is None else [self._alive]
+            return index.search(vector, k, _intersection([*filters, *alive]))
+
+    def save(self) -> None:
+        """Writes the index, in line with the store, unless the file is that already."""
+        with self._turn:
+            index = self._followed()
+            if vector_index.read_header(self._path) != index.header:
+                self._write(index)
+
+    def _followed(self) -> FrameIndex:
+        signature = self._store.signature()
+        if self._index is None:
+            self._index = self._load(self._store.extent())
+        if self._index is None or (signature != self._seen and not self._catch_up(self._index)):
+            self._index = self._build()
+        # Taken before the store was read: what is committed meanwhile is seen next time.
+        self._seen = signature
+        return self._index
+
+    def _load(self, extent: Extent) -> FrameIndex | None:
+        header = vector_index.read_header(self._path)
+        if (
+            header is None
+            or header.library_id != extent.library_id
+            or header.generation > extent.generation
+        ):
+            return None
+        index = vector_index.load(self._path)
+        self._saved_frames = len(index) if index is not None else 0
+        return index
+
+    def _catch_up(self, index: FrameIndex) -> bool:
+        """Adds what is new and notes what is gone; False when building anew is the better way."""
+        changes = self._store.changes(index.header.next_frame_id)
+        if not index.extend(_header(changes.extent), changes.new_ids, changes.new_vectors):
+            return False
+        dead = len(index) - len(changes.alive_ids)
+        if not 0 <= dead <= DEAD_LIMIT * len(index):
+            return False
+        self._alive = changes.alive_ids if dead else None
+        if len(index) - self._saved_frames > max(UNSAVED_FRAMES, UNSAVED_PART * len(index)):
+            self._write(index)
+        return True
+
+    def _build(self) -> FrameIndex:
+        changes = self._store.changes(0)
+        index = FrameIndex.build(_header(changes.extent), changes.new_ids, changes.new_vectors)
+        self._alive = None
+        self._write(index)
+        return index
+
+    def _write(self, index: FrameIndex) -> None:
+        try:
+            index.save(self._path)
+            self._saved_frames = len(index)
+        except OSError as error:
+            log.warning("%s could not be written and is kept in memory: %s", self._path, error)
+
+
+def _header(extent: Extent) -> IndexHeader:
+    return IndexHeader(extent.library_id, extent.generation, extent.next_frame_id)
+
+
+def _intersection(filters: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
+    if not filters:
+        return None
+    return reduce(partial(np.intersect1d, assume_unique=True), filters)
+
+
+def _nearest(times: Sequence[float], at: float) -> int:
+    """The place of the time nearest to `at`, in rising times."""
+    right = min(bisect_left(times, at), len(times) - 1)
+    left = max(right - 1, 0)
+    return left if at - times[left] <= times[right] - at else right
+
+
+def _is_library(folder: Path) -> bool:
+    """Whether the manifest says so. Raises LibraryError for a layout of a later vidqa."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        layout = manifest["vidqa_library"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if layout != LAYOUT:
+        raise LibraryError(
+            f"{folder} has layout {layout}, this vidqa knows layout {LAYOUT}; update vidqa"
+        )
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes the folder and its manifest; refuses a folder that holds other things."""
+    if _is_library(folder):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        strangers = [path.name for path in folder.iterdir() if not path.name.startswith(MANIFEST)]
+        if strangers:
+            raise LibraryError(
+                f"{folder} is not a library and holds other files ({min(strangers)}, ...); "
+                "name a new or empty folder with --index"
+            )
+        temporary = folder / f"{MANIFEST}.{os.getpid()}"
+        temporary.write_text(json.dumps({"vidqa_library": LAYOUT}) + "\n", "utf-8")
+        temporary.replace(folder / MANIFEST)
+    except OSError as error:
+        raise LibraryError(f"{folder} cannot be made a library: {error.strerror}") from error

@@ -31,9 +31,11 @@ SYSTEM = (
 # Subtitles of a long moment would crowd out the frames.
 MAX_TEXT_CHARACTERS = 600
 
-_MARKER = re.compile(r"\[\s*(\d+(?:\s*[,;]\s*\d+)*)\s*\]")
+# `[2]`, and what models write for several: `[1, 3]`, `[1; 3]`, `[1-3]`.
+_MARKER = re.compile(r"\[\s*(\d+(?:\s*[,;\N{EN DASH}-]\s*\d+)*)\s*\]")
+_NUMBERS = re.compile(r"(\d+)(?:\s*[\N{EN DASH}-]\s*(\d+))?")
 # What may still grow into a marker when the next piece of a stream arrives.
-_OPEN_MARKER = re.compile(r"\s*\[[\s\d,;]{0,40}$|\s+$")
+_OPEN_MARKER = re.compile(r"\s*\[[\s\d,;\N{EN DASH}-]*$|\s+$")
 
 
 def clock(seconds: float) -> str:
@@ -49,10 +51,13 @@ def time_range(start_seconds: float, end_seconds: float) -> str:
 
 
 def label(shown: ShownMoment) -> str:
-    """The line before a moment's frames: `[2] holiday.mp4 00:12:05-00:12:20`."""
+    """The line before a moment's frames: `holiday.mp4 00:12:05-00:12:20 [2]`.
+
+    The number comes last, next to the frames, where a model reads it most easily.
+    """
     moment = shown.moment
     name = " ".join(PurePath(moment.video).name.split())
-    return f"[{shown.n}] {name} {time_range(moment.start_seconds, moment.end_seconds)}"
+    return f"{name} {time_range(moment.start_seconds, moment.end_seconds)} [{shown.n}]"
 
 
 def video_url(pictures: Sequence[Picture]) -> str:
@@ -85,10 +90,17 @@ def build_messages(question: str, shown: Sequence[ShownMoment]) -> list[dict[str
 
 
 def _known(match: re.Match[str], numbers: Collection[int], used: list[int]) -> str:
-    named = [int(digits) for digits in re.findall(r"\d+", match.group(1))]
-    kept = [number for number in named if number in numbers]
-    used.extend(number for number in kept if number not in used)
-    return "".join(f"[{number}]" for number in kept)
+    kept: list[int] = []
+    for first, last in _NUMBERS.findall(match.group(1)):
+        start, end = _number(first), _number(last or first)
+        kept += [one for one in sorted(numbers) if start <= one <= end and one not in kept]
+    used.extend(one for one in kept if one not in used)
+    return "".join(f"[{one}]" for one in kept)
+
+
+def _number(digits: str) -> float:
+    """Python refuses to read thousands of digits, which a model may well write."""
+    return int(digits) if len(digits) < 10 else float("inf")
 
 
 def keep_known_citations(
@@ -97,7 +109,7 @@ def keep_known_citations(
     """Passes a reply through as it streams, without the `[n]` that name no moment shown.
 
     The numbers that stay are appended to `used`, in the order of their first mention.
-    `[1, 3]` becomes `[1][3]`. White space before a dropped marker goes with it.
+    `[1, 3]` and `[1-3]` become single markers. White space before a dropped one goes with it.
     """
     held = ""
     for piece in pieces:

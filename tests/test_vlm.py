@@ -1,0 +1,201 @@
+"""The client against a real HTTP server that behaves well, and in each of the known bad ways."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from fakes import FakeEndpoint
+
+from vidqa.errors import EndpointError
+from vidqa.vlm import TokenCount, VlmClient, as_images
+
+FRAMES = {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,AAAA,BBBB"}}
+QUESTION = [{"role": "user", "content": [FRAMES, {"type": "text", "text": "What is it?"}]}]
+
+
+def assert_refused(
+    match: str, endpoint: FakeEndpoint, key: str | None = None, model: str | None = "fake-vl"
+) -> None:
+    with (
+        endpoint,
+        VlmClient(endpoint.base_url, key, model) as client,
+        pytest.raises(EndpointError, match=match),
+    ):
+        list(client.stream(QUESTION))
+
+
+def asked(endpoint: FakeEndpoint, **options: float) -> str:
+    with VlmClient(endpoint.base_url, endpoint.api_key) as client:
+        return "".join(client.stream(QUESTION, **options))
+
+
+def test_an_answer_arrives_piece_by_piece() -> None:
+    with (
+        FakeEndpoint(pieces=["It ", "is ", "red."]) as endpoint,
+        VlmClient(endpoint.base_url) as client,
+    ):
+        assert list(client.stream(QUESTION)) == ["It ", "is ", "red."]
+
+
+def test_the_tokens_are_those_that_the_endpoint_counted() -> None:
+    with FakeEndpoint(pieces=["a", "b"]) as endpoint, VlmClient(endpoint.base_url) as client:
+        list(client.stream(QUESTION))
+        assert client.usage == TokenCount(prompt=100, completion=2)
+
+
+def test_an_endpoint_that_does_not_count_tokens_gives_zeros() -> None:
+    with FakeEndpoint(counts_tokens=False) as endpoint, VlmClient(endpoint.base_url) as client:
+        list(client.stream(QUESTION))
+        assert client.usage == TokenCount(0, 0)
+
+
+def test_the_request_asks_for_a_stream_and_for_the_token_counts() -> None:
+    with FakeEndpoint() as endpoint:
+        asked(endpoint, max_tokens=7, temperature=0.5)
+        body = endpoint.requests[0]
+        assert body.pop("messages") == QUESTION
+        assert body == {
+            "model": "fake-vl",
+            "max_tokens": 7,
+            "temperature": 0.5,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+
+def test_the_only_model_is_used_when_none_is_named() -> None:
+    with FakeEndpoint(models=["the-one"]) as endpoint, VlmClient(endpoint.base_url) as client:
+        assert client.model == "the-one"
+
+
+def test_several_models_and_none_named_is_an_error_that_lists_them() -> None:
+    endpoint = FakeEndpoint(models=["a", "b"])
+    assert_refused("serves a, b; choose one with --model", endpoint, model=None)
+
+
+def test_an_unknown_model_is_an_error_that_lists_those_served() -> None:
+    endpoint = FakeEndpoint(models=["a", "b"])
+    assert_refused("`c` does not exist.*serves a, b; choose one", endpoint, model="c")
+
+
+def test_a_wrong_key_is_an_error_that_says_where_to_give_the_right_one() -> None:
+    endpoint = FakeEndpoint(api_key="right")
+    assert_refused(r"refuses the key \(401.*VIDQA_API_KEY", endpoint, key="wrong")
+
+
+def test_the_right_key_is_sent() -> None:
+    with FakeEndpoint(api_key="right") as endpoint:
+        assert asked(endpoint) == "It is red [1]."
+
+
+def test_a_prompt_beyond_the_context_is_an_error_that_says_show_fewer_frames() -> None:
+    endpoint = FakeEndpoint(status=400, error="maximum context length is 2048 tokens.")
+    assert_refused(r"2048 tokens.*show fewer frames \(--frames\)", endpoint)
+
+
+def test_any_other_refusal_is_told_with_its_reason() -> None:
+    assert_refused("answered 503: overloaded", FakeEndpoint(status=503, error="overloaded"))
+
+
+def test_an_endpoint_without_video_is_asked_again_with_single_images() -> None:
+    with FakeEndpoint(takes_video=False) as endpoint:
+        assert asked(endpoint) == "It is red [1]."
+        kinds = [part["type"] for part in endpoint.requests[1]["messages"][0]["content"]]
+        assert kinds == ["image_url", "image_url", "text"]
+
+
+def test_an_endpoint_without_video_is_offered_it_only_once() -> None:
+    with FakeEndpoint(takes_video=False) as endpoint, VlmClient(endpoint.base_url) as client:
+        list(client.stream(QUESTION))
+        list(client.stream(QUESTION))
+        assert len(endpoint.requests) == 3
+
+
+def test_frames_keep_their_order_and_place_as_images() -> None:
+    assert as_images(QUESTION)[0]["content"] == [
+        {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,AAAA"}},
+        {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,BBBB"}},
+        {"type": "text", "text": "What is it?"},
+    ]
+
+
+def test_a_connection_that_breaks_in_the_answer_is_an_error() -> None:
+    endpoint = FakeEndpoint(pieces=["It ", "is "], breaks_after=1)
+    assert_refused("broke off in the middle of the answer", endpoint)
+
+
+def test_what_arrived_before_the_break_was_passed_on() -> None:
+    endpoint = FakeEndpoint(pieces=["It ", "is "], breaks_after=1)
+    arrived = []
+    with endpoint, VlmClient(endpoint.base_url) as client, contextlib.suppress(EndpointError):
+        for piece in client.stream(QUESTION):
+            arrived.append(piece)  # noqa: PERF402 -- the last one raises
+    assert arrived == ["It "]
+
+
+def test_a_stream_that_ends_without_a_finish_is_an_error() -> None:
+    raw = b'data: {"choices": [{"delta": {"content": "It"}}]}\n\n'
+    assert_refused("broke off in the middle", FakeEndpoint(raw=raw))
+
+
+def test_an_error_event_in_the_answer_is_told_with_its_reason() -> None:
+    assert_refused("out of memory", FakeEndpoint(pieces=["It ", "is "], fails_after=1))
+
+
+@pytest.mark.parametrize(
+    "raw", [b"data: {not json\n\n", b"data: 7\n\n", b"data: [1]\n\n", b'data: {"choices": 1}\n\n',
+            b'data: {"choices": [null]}\n\n', b'data: {"choices": [{"delta": "x"}]}\n\n']
+)  # fmt: skip
+def test_garbage_in_the_stream_is_an_error_that_shows_it(raw: bytes) -> None:
+    assert_refused("an event of an answer was due", FakeEndpoint(raw=raw))
+
+
+def test_a_web_page_in_place_of_a_stream_is_an_error() -> None:
+    assert_refused("OpenAI-compatible endpoint", FakeEndpoint(raw=b"<html>hello</html>"))
+
+
+def test_a_silent_endpoint_is_given_up_on() -> None:
+    with (
+        FakeEndpoint(silent_seconds=0.4) as endpoint,
+        VlmClient(endpoint.base_url, model="fake-vl", read_seconds=0.1) as client,
+        pytest.raises(EndpointError, match="fell silent"),
+    ):
+        list(client.stream(QUESTION))
+
+
+def test_nobody_at_the_address_is_an_error_that_names_it() -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unheard.getsockname()[1]}/v1"
+        with (
+            VlmClient(address, model="x") as client,
+            pytest.raises(EndpointError, match=f"{address}: nobody answers there"),
+        ):
+            list(client.stream(QUESTION))
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v1", "ftp://127.0.0.1/v1", "127.0.0.1"])
+def test_an_address_without_http_is_an_error_that_shows_a_right_one(address: str) -> None:
+    with (
+        VlmClient(address, model="x") as client,
+        pytest.raises(EndpointError, match=r"like http://127\.0\.0\.1:8000/v1"),
+    ):
+        list(client.stream(QUESTION))
+
+
+def test_an_address_that_is_none_is_an_error() -> None:
+    with pytest.raises(EndpointError, match="http://:abc"):
+        VlmClient("http://:abc")
+
+
+def test_a_proxy_never_sees_our_own_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with FakeEndpoint() as endpoint:
+        assert asked(endpoint) == "It is red [1]."
+
+
+def test_the_key_is_not_in_the_error_that_it_causes() -> None:
+    assert_refused("^((?!hunter2).)*$", FakeEndpoint(api_key="right"), key="hunter2")

@@ -1,0 +1,139 @@
+"""What stands before vLLM inside the managed engine: who may ask, and what; and when it ends.
+
+vLLM serves some fifty routes and checks its key on a part of them. `Gate` is ASGI middleware that
+asks for the key on every one and lets four through. It also notes when the engine was last asked
+something, so that `stop_when_idle` can end an engine that nobody uses. It holds no model and knows
+nothing of vLLM.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's own name for it, as vLLM checks the key as well
+STATUS_ROUTE = ("GET", "/ping")
+ROUTES = frozenset(
+    {STATUS_ROUTE, ("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions")}
+)
+
+# Loading a large model from a slow disk takes minutes; nothing takes an hour.
+START_SECONDS = 3600.0
+# What requests in flight get to finish once the engine was told to end.
+GRACE_SECONDS = 15.0
+
+Message = MutableMapping[str, Any]
+App = Callable[
+    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
+    Awaitable[None],
+]
+
+
+class Activity:
+    """When the engine was last asked something. Starting counts as one request in flight."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_flight = 1
+        self._changed = time.monotonic()
+        self.serving = False
+
+    def begin(self) -> None:
+        with self._lock:
+            self._in_flight += 1
+            self._changed = time.monotonic()
+
+    def end(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
+            self._changed = time.monotonic()
+
+    def serve(self) -> None:
+        """The start is over."""
+        if not self.serving:
+            self.serving = True
+            self.end()
+
+    def idle_seconds(self) -> float:
+        """Seconds since the last request ended; 0 while one is in flight."""
+        with self._lock:
+            return 0.0 if self._in_flight else time.monotonic() - self._changed
+
+
+ACTIVITY = Activity()
+
+
+class Gate:
+    """ASGI middleware: the key on every route, a short list of routes, and a note of each request.
+
+    `/ping` is for those who look at the engine without using it: it does not keep it from stopping.
+    """
+
+    def __init__(self, app: App, activity: Activity = ACTIVITY) -> None:
+        self._app = app
+        self._activity = activity
+        self._secret = f"Bearer {os.environ[KEY_VARIABLE]}".encode()
+        activity.serve()
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        status = self._refusal(scope)
+        if status:
+            await _refuse(scope, send, status)
+        elif (scope["method"], scope["path"]) == STATUS_ROUTE:
+            await self._app(scope, receive, send)
+        else:
+            await self._counted(scope, receive, send)
+
+    def _refusal(self, scope: Message) -> int:
+        given = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if not hmac.compare_digest(given, self._secret):
+            return 401
+        if scope["type"] != "http" or (scope["method"], scope["path"]) not in ROUTES:
+            return 404
+        return 0
+
+    async def _counted(self, scope: Message, receive: Any, send: Any) -> None:
+        self._activity.begin()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._activity.end()
+
+
+async def _refuse(scope: Message, send: Any, status: int) -> None:
+    if scope["type"] != "http":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    body = b'{"error": {"message": "refused by the engine\'s gate"}}'
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def stop_when_idle(idle_seconds: float, activity: Activity = ACTIVITY) -> None:
+    """Ends this process, the leader of its group, once nobody has asked for `idle_seconds`.
+
+    A thread does it, so that it also ends an engine whose event loop hangs or whose start does.
+    """
+
+    def watch() -> None:
+        born = time.monotonic()
+        while activity.idle_seconds() < idle_seconds:
+            if not activity.serving and time.monotonic() - born > START_SECONDS:
+                break
+            time.sleep(min(1.0, idle_seconds / 4))
+        sys.stderr.write(f"vidqa: nobody asked for {idle_seconds:.0f} s, so the engine stops\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="idle", daemon=True).start()

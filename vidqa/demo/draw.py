@@ -68,10 +68,10 @@ def _moon() -> list[Point]:
 
 def _fish() -> list[Point]:
     body = [
-        (0.25 + 0.75 * math.cos(turn), 0.55 * math.sin(turn))
+        (0.3 + 0.68 * math.cos(turn), 0.5 * math.sin(turn))
         for turn in (math.radians(-160 + 320 * step / 22) for step in range(23))
     ]
-    return [*body, (-1.0, 0.62), (-0.8, 0.0), (-1.0, -0.62)]
+    return [*body, (-0.84, 0.54), (-0.68, 0.0), (-0.84, -0.54)]
 
 
 # Outlines inside the unit circle, y downwards. A second contour is a hole.
@@ -117,10 +117,15 @@ def draw_things(backdrop: Image.Image, things: tuple[Thing, ...], progress: floa
     return image
 
 
+def outline_of(thing: Thing, progress: float) -> list[Point]:
+    """The thing's outline, as fractions of the frame's width and height."""
+    points = _placed(SHAPES[thing.kind][0], thing.at(progress), 1.0)
+    return [(x / ASPECT, y) for x, y in points]
+
+
 def box_of(thing: Thing, progress: float) -> tuple[float, float, float, float]:
     """The thing's bounding box (left, top, right, bottom), as fractions of the frame."""
-    points = _placed(SHAPES[thing.kind][0], thing.at(progress), 1.0)
-    xs, ys = [x / ASPECT for x, _ in points], [y for _, y in points]
+    xs, ys = zip(*outline_of(thing, progress), strict=True)
     return (min(xs), min(ys), max(xs), max(ys))
 
 

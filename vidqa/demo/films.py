@@ -214,7 +214,8 @@ def _line_up(films: Sequence[Film]) -> tuple[list[WorldScene | None], list[Span 
 
 
 def _place(question: questions.Question, places: list[Span | None]) -> Asked:
-    assert question.anchor is not None and question.scene is not None
+    assert question.anchor is not None
+    assert question.scene is not None
     numbers = dict.fromkeys((question.anchor, question.scene))
     held = tuple(place for number in numbers if (place := places[number]) is not None)
     return Asked(question.type, question.text, question.answer, held, held[0])
@@ -243,7 +244,10 @@ def write_library(
         if fresh or not (folder / film.name).exists():
             write_film(film, folder, width)
         on_film(done, len(films))
-    rows = {"questions": [asdict(one) for one in asked], "queries": [asdict(one) for one in queries]}
+    rows = {
+        "questions": [asdict(one) for one in asked],
+        "queries": [asdict(one) for one in queries],
+    }
     listing.write_text(json.dumps({"stamp": stamp, **rows}, indent=1), "utf-8")
     return asked, queries
 

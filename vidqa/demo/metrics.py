@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vidqa.demo.films import Span
+from vidqa.demo import world
+from vidqa.demo.films import Asked, Span
 from vidqa.prompt import NOT_SHOWN
 
 _MARKER = re.compile(r"\[\d+\]")
@@ -86,19 +87,33 @@ def iou(first: Span, second: Span) -> float:
     return shared / (lengths - shared)
 
 
-def is_right(reply: str, answer: str | None) -> bool:
-    """Whether a reply says the answer and nothing else.
+def is_right(reply: str, asked: Asked) -> bool:
+    """Whether a reply says the answer, and no other answer that a question of its type can have.
 
-    Citation markers, case, punctuation and a leading `In [n]:` or an article do not count. The
-    answer None asks for the plain word that the moments do not show it.
+    Words of the question may be repeated. Without an answer, nothing counts but the plain word
+    that the moments do not show it.
     """
-    if answer is None:
-        return _plain(reply) == _plain(NOT_SHOWN)
-    return _plain(reply) == _plain(answer)
+    said = _words(reply)
+    if asked.answer is None:
+        return said == _words(NOT_SHOWN)
+    known = set(_words(" ".join(_ANSWERS[asked.type])))
+    answer = _words(asked.answer)
+    claims = [word for word in said if word in known and word not in _words(asked.text)]
+    return set(claims) == set(answer) - set(_words(asked.text)) and set(answer) <= set(said)
 
 
-def _plain(text: str) -> str:
-    words = re.sub(r"[^\w\s]", " ", _MARKER.sub(" ", text).casefold()).split()
-    if len(words) > 1 and words[0] in ("in", "a", "an", "the"):
-        words = words[1:]
-    return " ".join(words)
+def _words(text: str) -> list[str]:
+    return re.sub(r"[^\w\s]", " ", _MARKER.sub(" ", text).casefold()).split()
+
+
+# What questions of a type can be answered with.
+_ANSWERS: dict[str, tuple[str, ...]] = {
+    "colour": world.COLOURS,
+    "kind": world.KINDS,
+    "motion": world.MOTIONS,
+    "count": world.NUMBERS,
+    "background": world.BACKGROUNDS,
+    "word": world.WORDS,
+    "after": world.BACKGROUNDS,
+    "before": world.BACKGROUNDS,
+}

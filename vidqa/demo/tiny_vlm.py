@@ -135,7 +135,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLForConditionalGene
             "rms_norm_eps": 1e-6,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10_000.0,
+                "rope_theta": 1_000_000.0,
                 "mrope_section": [8, 4, 4],
             },
             "bos_token_id": id_of("<|endoftext|>"),

@@ -2,8 +2,10 @@
 
 An open_clip model like any other (its own config, CLIP's tokenizer), small enough for two cores.
 The world knows exactly which scene a text fits, so the contrast has no false negatives: a text
-is pulled to every picture that it fits and pushed from all others. Beside that, every patch is
-asked what it shows, which makes seeing quick to learn; that head is thrown away afterwards.
+is pulled to every picture that it fits and pushed from all others. Beside that, every picture is
+asked which things it holds, which makes seeing quick to learn; that head is thrown away afterwards.
+The image tower is open_clip's ResNet: convolutions learn shapes from far fewer pictures than a
+transformer does.
 """
 
 from __future__ import annotations
@@ -23,23 +25,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import questions, world
-from vidqa.demo.draw import box_of, draw_backdrop, draw_things
+from vidqa.demo.draw import draw_backdrop, draw_things
 from vidqa.demo.train_vlm import near_copy
 
-IMAGE_SIZE, PATCH = 96, 12
-GRID = IMAGE_SIZE // PATCH
+IMAGE_SIZE = 96
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 256,
     "vision_cfg": {
         "image_size": IMAGE_SIZE,
-        "layers": 4,
-        "width": 160,
+        "layers": [1, 1, 1, 1],
+        "width": 16,
         "head_width": 32,
-        "patch_size": PATCH,
-        "pool_type": "avg",
-        "final_ln_after_pool": False,
-        "mlp_ratio": 3.0,
     },
     "text_cfg": {
         "context_length": 32,
@@ -55,12 +53,9 @@ PREPROCESS = {
     "interpolation": "bilinear",
     "resize_mode": "squash",
 }
-STEPS, BATCH, TEXTS_PER_SCENE, PEAK_RATE, WARMUP = 5000, 48, 4, 1.2e-3, 200
-GROUPS: dict[str, tuple[str, ...]] = {
-    "colour": world.COLOURS,
-    "kind": world.KINDS,
-    "background": world.BACKGROUNDS,
-}
+STEPS, BATCH, TEXTS_PER_SCENE, PEAK_RATE, WARMUP = 3500, 48, 2, 1.5e-3, 150
+# What a picture can hold: every colour of every kind, and every background.
+HOLDINGS = len(world.COLOURS) * len(world.KINDS) + len(world.BACKGROUNDS)
 
 
 def draw_image(rng: random.Random, scene: world.WorldScene, progress: float) -> np.ndarray:
@@ -89,20 +84,18 @@ def sample_texts(
     return texts
 
 
-def patch_labels(scene: world.WorldScene, progress: float) -> dict[str, np.ndarray]:
-    """For each patch, the number of the word in its group, or -1 for none."""
-    labels = {group: np.full((GRID, GRID), -1, np.int64) for group in GROUPS}
-    labels["background"][:] = world.BACKGROUNDS.index(scene.background)
+def holdings(scene: world.WorldScene) -> np.ndarray:
+    """float32 (HOLDINGS,): 1 for each thing and the background that the picture holds."""
+    found = np.zeros(HOLDINGS, np.float32)
     for thing in scene.things:
-        left, top, right, bottom = (round(side * GRID) for side in box_of(thing, progress))
-        area = np.s_[top : max(bottom, top + 1), left : max(right, left + 1)]
-        labels["colour"][area] = world.COLOURS.index(thing.colour)
-        labels["kind"][area] = world.KINDS.index(thing.kind)
-    return {group: table.ravel() for group, table in labels.items()}
+        kind = world.KINDS.index(thing.kind)
+        found[world.COLOURS.index(thing.colour) * len(world.KINDS) + kind] = 1
+    found[world.BACKGROUNDS.index(scene.background) - len(world.BACKGROUNDS)] = 1
+    return found
 
 
-def sample_batch(rng: random.Random) -> tuple[Tensor, list[str], Tensor, dict[str, Tensor]]:
-    """Images (B, 3, H, W), texts, which text fits which image (T, B), and patch labels."""
+def sample_batch(rng: random.Random) -> tuple[Tensor, list[str], Tensor, Tensor]:
+    """Images (B, 3, H, W), texts, which text fits which image (T, B), and holdings (B, ...)."""
     scenes: list[world.WorldScene] = []
     while len(scenes) < BATCH:
         scene = world.sample_scene(rng)
@@ -113,15 +106,14 @@ def sample_batch(rng: random.Random) -> tuple[Tensor, list[str], Tensor, dict[st
     images = np.stack([draw_image(rng, *pair) for pair in zip(scenes, moments, strict=True)])
     asked = [text for scene in scenes for text in sample_texts(rng, scene, TEXTS_PER_SCENE)]
     fits = torch.tensor([[ref.fits(scene) for scene in scenes] for _, ref in asked])
-    rows = [patch_labels(*pair) for pair in zip(scenes, moments, strict=True)]
-    labels = {group: torch.from_numpy(np.stack([row[group] for row in rows])) for group in GROUPS}
+    held = torch.from_numpy(np.stack([holdings(scene) for scene in scenes]))
     mean, std = (torch.tensor(PREPROCESS[key]).view(3, 1, 1) for key in ("mean", "std"))
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    return pixels, [text for text, _ in asked], fits, labels
+    return pixels, [text for text, _ in asked], fits, held
 
 
 def contrast(scores: Tensor, fits: Tensor) -> Tensor:
-    """Cross entropy of each row against all columns that fit it; rows that fit none are left out."""
+    """Cross entropy of each row against the columns that fit it; rows without any do not count."""
     some = fits.any(1)
     chosen = scores[some]
     hits = chosen.masked_fill(~fits[some], -math.inf)
@@ -130,6 +122,7 @@ def contrast(scores: Tensor, fits: Tensor) -> Tensor:
 
 def new_model() -> tuple[Any, Any]:
     """The untrained open_clip model and its tokenizer."""
+    declare_torchvision_operators()
     import open_clip
     from open_clip.model import CLIP
 
@@ -138,25 +131,21 @@ def new_model() -> tuple[Any, Any]:
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
     with torch.no_grad():
         model.token_embedding.weight.normal_(std=0.1)
-    model.visual.output_tokens = True
     return model, tokenizer
 
 
 def train(work: Path) -> None:
     """Runs to the end from the last checkpoint, then writes the folder `work/tiny-clip`."""
     model, tokenizer = new_model()
-    width = MODEL_CONFIG["vision_cfg"]["width"]
-    heads = nn.ModuleDict(
-        {group: nn.Linear(width, len(words) + 1) for group, words in GROUPS.items()}
-    )
-    parameters = [*model.parameters(), *heads.parameters()]
+    head = nn.Linear(MODEL_CONFIG["embed_dim"], HOLDINGS)
+    parameters = [*model.parameters(), *head.parameters()]
     # Without decay: the rows of words that never come up must stay as they are.
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0)
     checkpoint, first = work / "clip.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
-        heads.load_state_dict(saved["heads"])
+        head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
     log = (work / "clip.jsonl").open("a")
@@ -165,22 +154,23 @@ def train(work: Path) -> None:
         rng = random.Random(f"clip {step}")
         for group in optimizer.param_groups:
             group["lr"] = _rate_at(step)
-        images, texts, fits, labels = sample_batch(rng)
+        images, texts, fits, held = sample_batch(rng)
         tokens = tokenizer(texts)
-        loss, patch_loss, first_right = _losses(model, heads, images, tokens, fits, labels)
+        loss, held_loss, first_right = _losses(model, head, images, tokens, fits, held)
         optimizer.zero_grad(set_to_none=True)
-        (loss + patch_loss).backward()
+        (loss + held_loss).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        sums += (loss.item(), patch_loss.item(), first_right)
+        sums += (loss.item(), held_loss.item(), first_right)
         if (step + 1) % 100 == 0:
-            means = dict(zip(("loss", "patches", "first_right"), (sums / 100).round(4).tolist()))
+            means = dict(
+                zip(("loss", "held", "first_right"), (sums / 100).round(4).tolist(), strict=True)
+            )
             row = {"step": step + 1, "seconds": round(time.monotonic() - began, 1), **means}
             sums[:] = 0
             print(json.dumps(row), file=log, flush=True)
-            print(json.dumps(row), flush=True)
         if (step + 1) % 500 == 0 or step + 1 == STEPS:
-            state = {"model": model.state_dict(), "heads": heads.state_dict()}
+            state = {"model": model.state_dict(), "head": head.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").rename(checkpoint)
@@ -195,23 +185,17 @@ def _rate_at(step: int) -> float:
 
 
 def _losses(
-    model: Any, heads: nn.ModuleDict, images: Tensor, tokens: Tensor, fits: Tensor,
-    labels: dict[str, Tensor],
-) -> tuple[Tensor, Tensor, float]:  # fmt: skip
-    """Contrastive loss, patch loss, and the share of texts whose best image fits."""
-    pooled, patches = model.visual(images)
+    model: Any, head: nn.Module, images: Tensor, tokens: Tensor, fits: Tensor, held: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """Contrastive loss, loss of the holdings, and the share of texts whose best image fits."""
+    pooled = model.encode_image(images)
     pictures = functional.normalize(pooled, dim=-1)
     said = functional.normalize(model.encode_text(tokens), dim=-1)
     scores = model.logit_scale.exp().clamp(max=100) * said @ pictures.T
     loss = contrast(scores, fits) + 0.5 * contrast(scores.T, fits.T)
-    patch_loss = torch.stack(
-        [
-            functional.cross_entropy(heads[group](patches).flatten(0, 1), (table + 1).flatten())
-            for group, table in labels.items()
-        ]
-    ).sum()
+    held_loss = functional.binary_cross_entropy_with_logits(head(pooled), held) * HOLDINGS / 4
     right = fits[torch.arange(len(fits)), scores.argmax(1)].float().mean().item()
-    return loss, patch_loss, right
+    return loss, held_loss, right
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -32,12 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import questions, tiny_vlm, world
-from vidqa.demo.draw import box_of, draw_backdrop, draw_things
+from vidqa.demo.draw import box_of, draw_backdrop, draw_things, outline_of
 from vidqa.demo.tiny_vlm import CELL_COLUMNS, CELL_ROWS, FRAME_HEIGHT, FRAME_WIDTH, MERGE, PATCH
 from vidqa.prompt import SYSTEM, time_range
 
@@ -64,7 +65,7 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 def draw_frames(
     rng: random.Random, scene: world.WorldScene, times: Sequence[float]
 ) -> NDArray[np.uint8]:
-    """Frames of a scene as a library keeps them: drawn large, shrunk, through JPEG; (N, H, W, 3)."""
+    """uint8 (N, H, W, 3): frames as a library keeps them, drawn large, shrunk, through JPEG."""
     backdrop = draw_backdrop(scene, 2 * FRAME_WIDTH, 2 * FRAME_HEIGHT)
     quality = rng.randrange(75, 95)
     frames = []
@@ -87,7 +88,7 @@ def sample_times(rng: random.Random, count: int = 2 * PAIRS) -> list[float]:
 
 
 def to_patches(frames: Tensor) -> Tensor:
-    """uint8 (N, 4, H, W, 3) -> float32 (N * pairs * patches, 294), as Qwen2-VL's processor does."""
+    """uint8 (N, 2 * pairs, H, W, 3) -> float32 (N * pairs * patches, 294), as processed."""
     n, count, height, width, _ = frames.shape
     pixels = (frames.permute(0, 1, 4, 2, 3).float() / 255 - MEAN) / STD
     rows, columns = height // (MERGE * PATCH), width // (MERGE * PATCH)
@@ -95,8 +96,8 @@ def to_patches(frames: Tensor) -> Tensor:
     return pixels.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(-1, 3 * 2 * PATCH * PATCH)
 
 
-def encode(visual: nn.Module, patches: Tensor) -> Tensor:
-    """Visual tokens (N, cells, hidden) of N pairs of frames.
+def encode(visual: nn.Module, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Visual tokens (N, cells, hidden) of N pairs of frames, and the patches they are merged from.
 
     The same arithmetic as the tower's own forward, which loops over the pairs one by one: all
     pairs have one size here, so attention runs over them as a batch.
@@ -123,7 +124,7 @@ def encode(visual: nn.Module, patches: Tensor) -> Tensor:
         mixed = functional.scaled_dot_product_attention(query, key, value)
         hidden = hidden + attention.proj(mixed.transpose(1, 2).reshape(len(hidden), -1))
         hidden = hidden + block.mlp(block.norm2(hidden))
-    return visual.merger(hidden).view(count, CELLS, -1)
+    return visual.merger(hidden).view(count, CELLS, -1), hidden.view(count, per_pair, -1)
 
 
 # ---------------------------------------------------------------- what a visual token shows
@@ -157,6 +158,25 @@ def _cell_shares(box: tuple[float, float, float, float]) -> NDArray[np.float64]:
     return np.outer(high, wide).ravel()
 
 
+# Numbers of a patch's thing: 0 for none, else one for each colour of each kind.
+PATCH_CLASSES = {"colour": len(world.COLOURS) + 1, "kind": len(world.KINDS) + 1}
+
+
+def patch_labels(scene: world.WorldScene, progress: float) -> dict[str, NDArray[np.int64]]:
+    """For each patch, in the processor's order, colour and kind of the thing there; 0 for none."""
+    rows, columns, fine = MERGE * CELL_ROWS, MERGE * CELL_COLUMNS, 4
+    mask = Image.new("L", (columns * fine, rows * fine))
+    draw = ImageDraw.Draw(mask)
+    for number, thing in enumerate(scene.things, 1):
+        points = outline_of(thing, progress)
+        draw.polygon([(x * columns * fine, y * rows * fine) for x, y in points], fill=number)
+    middle = np.asarray(mask)[fine // 2 :: fine, fine // 2 :: fine]
+    blocks = middle.reshape(CELL_ROWS, MERGE, CELL_COLUMNS, MERGE).transpose(0, 2, 1, 3).ravel()
+    colours = [0, *(world.COLOURS.index(thing.colour) + 1 for thing in scene.things)]
+    kinds = [0, *(world.KINDS.index(thing.kind) + 1 for thing in scene.things)]
+    return {"colour": np.array(colours)[blocks], "kind": np.array(kinds)[blocks]}
+
+
 class Words:
     """Token ids of the words of each group, as they stand behind a space."""
 
@@ -172,13 +192,19 @@ class Words:
 
 
 class Reader(nn.Module):
-    """Reads visual tokens with the word embeddings; has one vector of its own per group: nothing."""
+    """Reads visual tokens with the word embeddings; has one vector of its own per group: nothing.
+
+    A second, plain head tells the thing over each patch. Both are thrown away after training.
+    """
 
     SHARPNESS = 10.0
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, patch_width: int) -> None:
         super().__init__()
         self.nothing = nn.Parameter(torch.randn(len(GROUPS), hidden) / math.sqrt(hidden))
+        self.patch_heads = nn.ModuleDict(
+            {group: nn.Linear(patch_width, classes) for group, classes in PATCH_CLASSES.items()}
+        )
 
     def logits(self, tokens: Tensor, embedding: Tensor, words: Words) -> dict[str, Tensor]:
         return {
@@ -187,6 +213,16 @@ class Reader(nn.Module):
             @ torch.cat([self.nothing[at : at + 1], embedding[words.ids[group]]]).T
             for at, group in enumerate(GROUPS)
         }
+
+    def patch_loss(self, patches: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        """Mean cross entropy of what each patch is covered by: the nearest guide to shapes."""
+        losses = [
+            functional.cross_entropy(
+                self.patch_heads[group](patches).flatten(0, 1), table.flatten()
+            )
+            for group, table in labels.items()
+        ]
+        return torch.stack(losses).sum()
 
 
 # Shapes are learned last, so they weigh more.
@@ -208,18 +244,36 @@ def see_loss(
     return torch.stack(losses).sum(), accuracy
 
 
-def see_batch(rng: random.Random, moments: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Frames uint8 (moments, 4, H, W, 3) and labels (moments * pairs, cells) of each group."""
-    frames, labels = [], []
-    for _ in range(moments):
-        scene = world.sample_scene(rng)
-        times = sample_times(rng)
-        frames.append(draw_frames(rng, scene, times))
-        labels += [
-            cell_labels(scene, (times[2 * pair] + times[2 * pair + 1]) / 2) for pair in range(PAIRS)
-        ]
-    stacked = {g: torch.from_numpy(np.stack([one[g] for one in labels])) for g in GROUPS}
-    return torch.from_numpy(np.stack(frames)), stacked
+@dataclass(frozen=True)
+class Sight:
+    """Moments as pixels, and what is to be seen in them."""
+
+    frames: Tensor  # uint8 (moments, 2 * pairs, H, W, 3)
+    cells: dict[str, Tensor]  # (moments * pairs, cells)
+    patches: dict[str, Tensor]  # (moments * pairs, patches)
+
+
+def sample_sight(
+    rng: random.Random, scenes: Sequence[world.WorldScene], pairs: int = PAIRS
+) -> Sight:
+    """The scenes at `pairs` pairs of frames, chosen as `ask` would choose them."""
+    times = []
+    for _ in scenes:
+        first = 2 * rng.randint(0, PAIRS - pairs)
+        times.append(sample_times(rng)[first : first + 2 * pairs])
+    frames = [draw_frames(rng, *chosen) for chosen in zip(scenes, times, strict=True)]
+    middles = [
+        (scene, (row[2 * pair] + row[2 * pair + 1]) / 2)
+        for scene, row in zip(scenes, times, strict=True)
+        for pair in range(pairs)
+    ]
+    cells = [cell_labels(*middle) for middle in middles]
+    patches = [patch_labels(*middle) for middle in middles]
+    return Sight(
+        frames=torch.from_numpy(np.stack(frames)),
+        cells={g: torch.from_numpy(np.stack([one[g] for one in cells])) for g in GROUPS},
+        patches={g: torch.from_numpy(np.stack([one[g] for one in patches])) for g in PATCH_CLASSES},
+    )
 
 
 # ---------------------------------------------------------------- contexts and questions
@@ -272,7 +326,7 @@ def sample_context(
         name, start = _file_name(rng), rng.uniform(0, 240) * (rng.random() < 0.8)
         for scene in film:
             end = start + scene.duration_seconds
-            labels.append(f"[{len(labels) + 1}] {name} {time_range(start, end)}\n")
+            labels.append(f"{name} {time_range(start, end)} [{len(labels) + 1}]\n")
             start = end
         scenes += [*film, None]
     return Context(scenes, labels, _sample_questions(rng, scenes, question_count, plain))
@@ -293,9 +347,7 @@ def near_copy(rng: random.Random, scene: world.WorldScene) -> world.WorldScene:
         changed = replace(changed, kind=thing.kind)
     if thing.colour not in colours:
         changed = replace(changed, colour=thing.colour)
-    return replace(
-        other, things=(*other.things[:mine], changed, *other.things[mine + 1 :])
-    )
+    return replace(other, things=(*other.things[:mine], changed, *other.things[mine + 1 :]))
 
 
 def _file_name(rng: random.Random) -> str:
@@ -498,9 +550,9 @@ class Stage:
 
 
 STAGES = {
-    "see": Stage(steps=4000, batch=20, rate=1.5e-3),
-    "read": Stage(steps=8000, batch=5, rate=1.2e-3),
-    "answer": Stage(steps=2500, batch=12, rate=5e-4),
+    "see": Stage(steps=5000, batch=24, rate=2.5e-3),
+    "read": Stage(steps=4000, batch=5, rate=1.5e-3),
+    "answer": Stage(steps=1500, batch=4, rate=5e-4, warmup=50),
 }
 
 
@@ -513,14 +565,74 @@ def rate_at(stage: Stage, step: int) -> float:
 
 
 def new_model(seed: int = 0) -> tuple[Any, Any]:
-    """The untrained model and its tokenizer. Word embeddings have length 1: see `Reader`."""
+    """The untrained model and its tokenizer. Word embeddings have length 1: see `Reader`.
+
+    Attention starts out as a look-up: queries equal keys, so like attends to like, and the output
+    undoes the values, so what is found arrives as the words it is made of. From a random start,
+    looking up is found only after very many steps.
+    """
+    declare_torchvision_operators()
     torch.manual_seed(seed)
     tokenizer = tiny_vlm.build_tokenizer()
     model = tiny_vlm.build_model(tokenizer)
     table = model.model.language_model.embed_tokens.weight
     with torch.no_grad():
         table.copy_(functional.normalize(torch.randn(table.shape), dim=-1))
+        for layer in model.model.language_model.layers:
+            attention = layer.self_attn
+            nn.init.orthogonal_(attention.q_proj.weight)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            nn.init.orthogonal_(attention.v_proj.weight)
+            attention.o_proj.weight.copy_(0.5 * attention.v_proj.weight.T)
+        # A moment's number stands four tokens before its frames, which share a place in time.
+        first, second = model.model.language_model.layers[:2]
+        for layer, head, tokens_back in (
+            (first, 0, 4.5),
+            (first, 1, 1.0),
+            (second, 0, 0.5),
+            (second, 1, 1.0),
+        ):
+            _look_back(layer.self_attn, head, tokens_back)
+        for block, patches_away in zip(model.model.visual.blocks, (1.0, 2.0), strict=False):
+            _look_beside(block.attn, patches_away)
     return model, tokenizer
+
+
+def _look_back(attention: Any, head: int, tokens_back: float) -> None:
+    """Starts a head of the language layers looking that many places back; see `_look_beside`."""
+    size = attention.head_dim
+    mine = slice(head * size, (head + 1) * size)
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.weight[mine] *= 0.3
+        projection.bias[mine] = 0
+    for at in range(3):
+        frequency = 1_000_000.0 ** (-at / (size // 2))
+        cosine, sine = head * size + at, head * size + at + size // 2
+        attention.q_proj.bias[cosine] = 4.5 * math.cos(frequency * tokens_back)
+        attention.q_proj.bias[sine] = -4.5 * math.sin(frequency * tokens_back)
+        attention.k_proj.bias[cosine] = 4.5
+
+
+def _look_beside(attention: Any, patches_away: float) -> None:
+    """Starts each head looking at patches that far away, in a direction of its own.
+
+    A transformer that starts with such convolutions learns shapes from far fewer pictures
+    (d'Ascoli et al., ConViT, 2021). Rotary positions make it a matter of two biases: a key of
+    angle 0 and a query turned by the offset agree most where the offset is met.
+    """
+    heads, size = attention.num_heads, attention.head_dim
+    bias = attention.qkv.bias.view(3, heads, size)
+    attention.qkv.weight.view(3, heads, size, -1)[:2] *= 0.3
+    frequencies = 10_000.0 ** (-torch.arange(2) / (size // 4))
+    for head in range(heads):
+        turn = 2 * math.pi * head / heads
+        offset = (patches_away * math.sin(turn), patches_away * math.cos(turn))
+        for axis, along in enumerate(offset):
+            for at, frequency in enumerate(frequencies.tolist()):
+                cosine, sine = axis * size // 4 + at, axis * size // 4 + at + size // 2
+                bias[0, head, cosine] = 4.5 * math.cos(frequency * along)
+                bias[0, head, sine] = 4.5 * math.sin(frequency * along)
+                bias[1, head, cosine] = 4.5
 
 
 def optimizer_for(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -537,7 +649,7 @@ def run_stage(name: str, work: Path, seed: int = 0) -> None:
     stage = STAGES[name]
     model, tokenizer = new_model(seed)
     words = Words(tokenizer)
-    reader = Reader(model.config.text_config.hidden_size)
+    reader = Reader(model.config.text_config.hidden_size, model.config.vision_config.embed_dim)
     trained = _prepare(name, model, reader, work)
     optimizer = optimizer_for(trained)
     checkpoint = work / f"{name}.pt"
@@ -572,7 +684,6 @@ def run_stage(name: str, work: Path, seed: int = 0) -> None:
             row = {"step": step + 1, "seconds": round(time.monotonic() - began, 1), **row}
             log.write(json.dumps(row) + "\n")
             log.flush()
-            print(json.dumps(row), flush=True)
         if (step + 1) % 500 == 0 or step + 1 == stage.steps:
             state = {"model": model.state_dict(), "reader": reader.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "step": step + 1}
@@ -603,10 +714,11 @@ def _see_step(
     rng: random.Random, model: Any, reader: Reader, tokenizer: Any, words: Words,
     stage: Stage, step: int,
 ) -> tuple[Tensor, Scores]:  # fmt: skip
-    frames, labels = see_batch(rng, stage.batch)
-    tokens = encode(model.model.visual, to_patches(frames))
+    sight = sample_sight(rng, [world.sample_scene(rng) for _ in range(stage.batch)], pairs=1)
+    tokens, patches = encode(model.model.visual, to_patches(sight.frames))
     table = model.model.language_model.embed_tokens.weight.detach()
-    loss, accuracy = see_loss(reader.logits(tokens, table, words), labels)
+    loss, accuracy = see_loss(reader.logits(tokens, table, words), sight.cells)
+    loss = loss + 2 * reader.patch_loss(patches, sight.patches)
     return loss, {"loss": (loss.item(), 1)} | {
         group: (value, 1) for group, value in accuracy.items() if value == value
     }
@@ -618,9 +730,9 @@ def _read_step(
 ) -> tuple[Tensor, Scores]:  # fmt: skip
     done = step / stage.steps
     # From one moment to five, and the constant system message only once looking up works.
-    most = 1 if done < 0.15 else 2 if done < 0.25 else 3 if done < 0.4 else 5
-    encoder = Encoder(tokenizer, with_system=done >= 0.5)
-    contexts = [sample_context(rng, most, 8, plain=done < 0.1) for _ in range(stage.batch)]
+    most = 1 if done < 0.1 else 2 if done < 0.25 else 3 if done < 0.45 else 5
+    encoder = Encoder(tokenizer, with_system=done >= 0.6)
+    contexts = [sample_context(rng, most, 8, plain=done < 0.08) for _ in range(stage.batch)]
     batch = encoder.batch(contexts)
     table = model.model.language_model.embed_tokens.weight.detach()
     return _answer_loss(model, batch, made_up_tokens(rng, contexts, table, words))
@@ -632,18 +744,11 @@ def _answer_step(
 ) -> tuple[Tensor, Scores]:  # fmt: skip
     contexts = [sample_context(rng, 5, 8) for _ in range(stage.batch)]
     batch = Encoder(tokenizer).batch(contexts)
-    shown = [(scene, sample_times(rng)) for context in contexts for scene in context.shown]
-    frames = np.stack([draw_frames(rng, scene, times) for scene, times in shown])
-    labels = [
-        cell_labels(scene, (times[2 * pair] + times[2 * pair + 1]) / 2)
-        for scene, times in shown
-        for pair in range(PAIRS)
-    ]
-    tokens = encode(model.model.visual, to_patches(torch.from_numpy(frames)))
+    sight = sample_sight(rng, [scene for context in contexts for scene in context.shown])
+    tokens, _ = encode(model.model.visual, to_patches(sight.frames))
     loss, scores = _answer_loss(model, batch, tokens.flatten(0, 1))
-    stacked = {g: torch.from_numpy(np.stack([one[g] for one in labels])) for g in GROUPS}
     table = model.model.language_model.embed_tokens.weight
-    seen, _ = see_loss(reader.logits(tokens, table, words), stacked)
+    seen, _ = see_loss(reader.logits(tokens, table, words), sight.cells)
     return loss + 0.05 * seen, scores | {"see": (seen.item(), 1)}
 
 

@@ -162,7 +162,7 @@ def _sample_thing(
     floor = 1 - MARGIN - (WORD_STRIP if has_word else 0)
     column = (ASPECT - 2 * MARGIN) / count
     left = MARGIN + slot * column
-    radius = rng.uniform(0.17, min(0.25, column / 2 - 0.01))
+    radius = rng.uniform(0.85, 1.0) * min(0.27, column / 2 - 0.01)
     motion = rng.choice(_motions(kind, count))
     # Room that the centre has when the thing must stay inside its slot; a turn needs no more,
     # as every outline fits a circle.

@@ -1,0 +1,151 @@
+"""The training recipe of tiny-qwen2-vl: what it trains on is what serving will show the model."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vidqa.compat import declare_torchvision_operators
+from vidqa.demo import world
+from vidqa.prompt import SYSTEM, subtitle_line
+from vidqa.types import TextSpan
+
+declare_torchvision_operators()
+
+import torch  # noqa: E402
+
+from vidqa.demo import tiny_vlm, train_clip, train_vlm  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Any, Any, Any]:
+    """An untrained model, its tokenizer and its processor."""
+    torch.set_num_threads(1)
+    model, tokenizer = train_vlm.new_model()
+    return model.eval(), tokenizer, tiny_vlm.build_processor(tokenizer)
+
+
+def context_of(seed: int, questions: int = 3) -> train_vlm.Context:
+    return train_vlm.sample_context(random.Random(seed), 3, questions)
+
+
+def frames_of(context: train_vlm.Context) -> np.ndarray:
+    return train_vlm.sample_sight(random.Random(0), context.shown).frames.numpy()
+
+
+def served(context: train_vlm.Context, processor: Any) -> Any:
+    """The model's inputs for the first question, by the chat template and the processor."""
+    content: list[dict[str, str]] = []
+    for label, scene in zip(context.labels, context.shown, strict=True):
+        texts = [TextSpan(0, 1, scene.subtitle)] if scene.subtitle else []
+        content += [
+            {"type": "text", "text": label},
+            {"type": "video"},
+            {"type": "text", "text": f"\n{subtitle_line(texts)}"},
+        ]
+    content.append({"type": "text", "text": f"Question: {context.questions[0].text}"})
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return processor(text=[text], videos=list(frames_of(context)), return_tensors="pt")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_training_tokens_are_those_of_the_chat_template(
+    made: tuple[Any, Any, Any], seed: int
+) -> None:
+    _, tokenizer, processor = made
+    context, encoder = context_of(seed), train_vlm.Encoder(tokenizer)
+    ids, _ = encoder.prefix(context)
+    branch, answer = encoder.branch(context, context.questions[0])
+    asked = branch[: len(branch) - len(answer)]
+    assert served(context, processor)["input_ids"][0].tolist() == ids + asked
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_training_positions_are_those_of_the_model(made: tuple[Any, Any, Any], seed: int) -> None:
+    model, tokenizer, processor = made
+    context = context_of(seed)
+    inputs = served(context, processor)
+    _, places = train_vlm.Encoder(tokenizer).prefix(context)
+    expected, _ = model.model.get_rope_index(
+        inputs["input_ids"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        video_grid_thw=inputs["video_grid_thw"],
+    )
+    assert expected[:, 0, : len(places)].T.tolist() == [list(place) for place in places]
+
+
+def test_training_pixels_are_those_of_the_processor(made: tuple[Any, Any, Any]) -> None:
+    _, _, processor = made
+    context = context_of(1)
+    mine = train_vlm.to_patches(torch.from_numpy(frames_of(context)))
+    theirs = served(context, processor)["pixel_values_videos"]
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_batched_tower_is_the_model_s_own(made: tuple[Any, Any, Any]) -> None:
+    model, _, processor = made
+    inputs = served(context_of(1), processor)
+    with torch.no_grad():
+        mine, _ = train_vlm.encode(model.model.visual, inputs["pixel_values_videos"])
+        theirs = model.model.visual(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    torch.testing.assert_close(mine.flatten(0, 1), theirs.pooler_output, atol=1e-4, rtol=1e-4)
+
+
+def test_questions_side_by_side_are_answered_as_if_asked_alone(
+    made: tuple[Any, Any, Any],
+) -> None:
+    model, tokenizer, processor = made
+    context = context_of(2)
+    encoder = train_vlm.Encoder(tokenizer)
+    patches = train_vlm.to_patches(torch.from_numpy(frames_of(context)))
+    with torch.no_grad():
+        visual = train_vlm.encode(model.model.visual, patches)[0].flatten(0, 1)
+        for at, question in enumerate(context.questions):
+            alone = replace(context, questions=[question])
+            one, _ = train_vlm.answer_logits(model, encoder.batch([alone]), visual)
+            batch = encoder.batch([context])
+            every, _ = train_vlm.answer_logits(model, batch, visual)
+            mine = batch.question_of[batch.labels != train_vlm.IGNORE] == at
+            torch.testing.assert_close(every[mine], one, atol=1e-4, rtol=1e-4)
+        first = model(**served(context, processor)).logits[0, -1]
+    torch.testing.assert_close(every[0], first, atol=1e-4, rtol=1e-4)
+
+
+def test_films_for_training_never_have_a_held_out_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    sample_film = world.sample_film
+
+    def remember(seed: int, scene_count: int = 8) -> world.Film:
+        seeds.append(seed)
+        return sample_film(seed, scene_count)
+
+    monkeypatch.setattr(world, "sample_film", remember)
+    for seed in range(200):
+        context_of(seed)
+    assert len(seeds) >= 200
+    assert {world.split_of(seed) for seed in seeds} == {"training"}
+
+
+def test_labels_name_what_stands_in_each_cell() -> None:
+    scene = next(
+        one for seed in range(50) for one in world.sample_film(seed).scenes if len(one.things) == 2
+    )
+    labels = train_vlm.cell_labels(scene, 0.5)
+    grid = labels["kind"].reshape(tiny_vlm.CELL_ROWS, tiny_vlm.CELL_COLUMNS)
+    left, right = (world.KINDS.index(thing.kind) for thing in scene.things)
+    assert left in grid[:, :2]
+    assert right in grid[:, 2:]
+    assert set(grid.ravel()) == {-1, left, right}
+
+
+def test_a_text_is_contrasted_with_every_picture_that_it_fits() -> None:
+    scores = torch.tensor([[5.0, 5.0, -5.0]])
+    both = train_clip.contrast(scores, torch.tensor([[True, True, False]]))
+    one = train_clip.contrast(scores, torch.tensor([[True, False, False]]))
+    assert both < 0.01
+    assert one == pytest.approx(np.log(2), abs=0.01)

@@ -11,7 +11,7 @@ import pytest
 
 from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import world
-from vidqa.prompt import SYSTEM, subtitle_line
+from vidqa.prompt import SYSTEM, closing
 from vidqa.types import TextSpan
 
 declare_torchvision_operators()
@@ -40,12 +40,12 @@ def frames_of(context: train_vlm.Context) -> np.ndarray:
 def served(context: train_vlm.Context, processor: Any) -> Any:
     """The model's inputs for the first question, by the chat template and the processor."""
     content: list[dict[str, str]] = []
-    for label, scene in zip(context.labels, context.shown, strict=True):
+    for n, (label, scene) in enumerate(zip(context.labels, context.shown, strict=True), 1):
         texts = [TextSpan(0, 1, scene.subtitle)] if scene.subtitle else []
         content += [
             {"type": "text", "text": label},
             {"type": "video"},
-            {"type": "text", "text": f"\n{subtitle_line(texts)}"},
+            {"type": "text", "text": f"\n{closing(n, texts)}"},
         ]
     content.append({"type": "text", "text": f"Question: {context.questions[0].text}"})
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ MODEL_LIBRARIES = {"torch", "open_clip", "vllm", "transformers", "cv2", "faiss"}
 SLOW = MODEL_LIBRARIES | {"av", "duckdb", "httpx", "jinja2", "numpy", "rich", "scenedetect", "yaml"}
 
 
+@functools.cache
 def modules() -> list[str]:
     """Dotted names below `vidqa`, and those of `finetune` with their package."""
     names = []
@@ -64,6 +66,7 @@ def imported_by(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def ours(module: str) -> set[str]:
     """What a module imports of vidqa and finetune, as named in the table."""
     every = set(modules())

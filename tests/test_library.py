@@ -328,6 +328,17 @@ def test_the_index_of_another_library_is_not_taken(library: Library, tmp_path: P
     assert hit.score == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_library_made_anew_under_a_running_reader_is_noticed(
+    library: Library, tmp_path: Path
+) -> None:
+    add(library, "a", frames=10)
+    library.search(vectors("a", 1)[0], 1)
+    shutil.rmtree(library.folder)
+    add(Library.open(library.folder, SPEC, create=True), "b", frames=10)
+    [hit] = library.search(vectors("b", 10)[4], 1)
+    assert (hit.video_id, hit.seconds) == (video("b").video_id, 4.0)
+
+
 def test_a_search_works_where_the_index_cannot_be_written(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 _OPERATORS = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -30,3 +32,25 @@ def declare_torchvision_operators() -> None:
         return
     for name in _OPERATORS:
         torch.library.define(f"torchvision::{name}", _SCHEMA)
+
+
+def mend_patch_merger() -> None:
+    """Lets vLLM load a Qwen2-VL that merges other than 2 x 2 patches into a visual token.
+
+    vLLM 0.32 makes Qwen2-VL's patch merger for 2 x 2, whatever `spatial_merge_size` says; all else
+    in it follows the setting, and so does transformers. For 2 x 2 this changes nothing.
+    """
+    from vllm.model_executor.models import qwen2_vl
+
+    merger, make = qwen2_vl.Qwen2VisionPatchMerger, qwen2_vl.Qwen2VisionTransformer.__init__
+
+    @functools.wraps(make)
+    def make_with_merge_size(self: Any, vision_config: Any, *rest: Any, **named: Any) -> None:
+        size = vision_config.spatial_merge_size
+        qwen2_vl.Qwen2VisionPatchMerger = functools.partial(merger, spatial_merge_size=size)
+        try:
+            make(self, vision_config, *rest, **named)
+        finally:
+            qwen2_vl.Qwen2VisionPatchMerger = merger
+
+    qwen2_vl.Qwen2VisionTransformer.__init__ = make_with_merge_size

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from vidqa.compat import declare_torchvision_operators
+from vidqa.compat import declare_torchvision_operators, mend_patch_merger
 
 
 def die_with_parent() -> None:
@@ -69,3 +69,4 @@ if __name__ == "__main__":
 elif __name__ == "__mp_main__":
     die_with_parent()
     declare_torchvision_operators()
+    mend_patch_merger()

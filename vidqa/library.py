@@ -314,7 +314,6 @@ class Draft:
         if name is not None:
             self._writer.keep(name)
         self._store.add(video, scenes, self._rows(scenes), texts, recipe=recipe, pictures_file=name)
-        self._writer.settle()
 
     def _rows(self, scenes: Sequence[Scene]) -> FrameRows:
         seconds = np.concatenate(self._seconds)
@@ -377,11 +376,7 @@ class _FollowingIndex:
 
     def _load(self, extent: Extent) -> FrameIndex | None:
         header = vector_index.read_header(self._path)
-        if (
-            header is None
-            or header.library_id != extent.library_id
-            or header.generation > extent.generation
-        ):
+        if header is None or not _continues(header, extent):
             return None
         index = vector_index.load(self._path)
         self._saved_frames = len(index) if index is not None else 0
@@ -390,6 +385,8 @@ class _FollowingIndex:
     def _catch_up(self, index: FrameIndex) -> bool:
         """Adds what is new and notes what is gone; False when building anew is the better way."""
         changes = self._store.changes(index.header.next_frame_id)
+        if not _continues(index.header, changes.extent):
+            return False
         if not index.extend(_header(changes.extent), changes.new_ids, changes.new_vectors):
             return False
         dead = len(index) - len(changes.alive_ids)
@@ -417,6 +414,11 @@ class _FollowingIndex:
 
 def _header(extent: Extent) -> IndexHeader:
     return IndexHeader(extent.library_id, extent.generation, extent.next_frame_id)
+
+
+def _continues(header: IndexHeader, extent: Extent) -> bool:
+    """Whether a store is the one that an index was built from, then or later."""
+    return header.library_id == extent.library_id and header.generation <= extent.generation
 
 
 def _intersection(filters: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:

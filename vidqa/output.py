@@ -20,6 +20,7 @@ from vidqa.prompt import clock, time_range
 from vidqa.types import Answer, Citation, FileReport, IngestReport, Moment
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from vidqa.demo.metrics import Figure
@@ -266,7 +267,9 @@ def ingest_listener(run: Run) -> Iterator[Listener]:
     elif run.quiet or not sys.stderr.isatty():
         yield _say_files(run)
     else:
-        with _bars() as progress:
+        from rich.console import Console
+
+        with _bars(Console(stderr=True)) as progress:
             yield _Bars(run, progress)
 
 
@@ -293,8 +296,7 @@ def _say_file(run: Run, report: FileReport) -> None:
         run.say(file_line(report))
 
 
-def _bars() -> Progress:
-    from rich.console import Console
+def _bars(console: Console) -> Progress:
     from rich.progress import (
         BarColumn,
         Progress,
@@ -309,8 +311,9 @@ def _bars() -> Progress:
         TaskProgressColumn(),
         TextColumn("{task.fields[speed]}", markup=False),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # results that are piped stay out of the bars' way
     )
 
 

@@ -25,7 +25,11 @@ _JPEG_START = b"\xff\xd8"
 
 
 class PictureWriter:
-    """Writes one file of pictures; gone without a trace unless `keep` was called."""
+    """Writes one file of pictures; gone without a trace unless `keep` was called.
+
+    Once it is kept only `sweep` deletes it: whoever is interrupted here cannot know whether the
+    store names it by now.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -62,11 +66,8 @@ class PictureWriter:
         file.flush()
         os.fsync(file.fileno())
         self._path = self._path.replace(self._folder / name)
-        _sync_folder(self._folder)
-
-    def settle(self) -> None:
-        """The file is named in the store now; closing leaves it where it is."""
         self._kept = True
+        _sync_folder(self._folder)
 
     def close(self) -> None:
         if self._file is None:

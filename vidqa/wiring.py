@@ -106,7 +106,7 @@ def ask_options(settings: Settings, **chosen: Any) -> AskOptions:
 
 
 def engine_options(settings: Settings, weights: Path) -> EngineOptions:
-    """What our engine is to serve: a model of a hub under its name there, a folder under its own."""
+    """What our engine is to serve: a hub's model under its name there, a folder under its own."""
     from vidqa.engine import EngineOptions
 
     return EngineOptions(

@@ -183,9 +183,9 @@ def build_processor(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def save(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
-    """Writes a folder that vLLM and transformers load; weights in bfloat16 would cost accuracy."""
+    """Writes a folder that vLLM and transformers load; weights are kept in half precision."""
     tokenizer = build_tokenizer()
     model.generation_config.eos_token_id = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     model.generation_config.do_sample = False
-    model.save_pretrained(folder)
+    model.half().save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)

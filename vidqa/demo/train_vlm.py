@@ -24,7 +24,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,11 @@ from torch.nn import functional
 
 from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import questions, tiny_vlm, world
+from vidqa.demo.curves import draw_curves
 from vidqa.demo.draw import box_of, draw_backdrop, draw_things, outline_of
 from vidqa.demo.tiny_vlm import CELL_COLUMNS, CELL_ROWS, FRAME_HEIGHT, FRAME_WIDTH, MERGE, PATCH
-from vidqa.prompt import SYSTEM, time_range
+from vidqa.prompt import SYSTEM, closing, time_range
+from vidqa.types import TextSpan
 
 CELLS = CELL_COLUMNS * CELL_ROWS
 PAIRS = 2  # of frames, in a moment
@@ -326,7 +328,7 @@ def sample_context(
         name, start = _file_name(rng), rng.uniform(0, 240) * (rng.random() < 0.8)
         for scene in film:
             end = start + scene.duration_seconds
-            labels.append(f"{name} {time_range(start, end)} [{len(labels) + 1}]\n")
+            labels.append(f"[{len(labels) + 1}] {name} {time_range(start, end)}\n")
             start = end
         scenes += [*film, None]
     return Context(scenes, labels, _sample_questions(rng, scenes, question_count, plain))
@@ -418,7 +420,7 @@ class Encoder:
             positions.extend((start + at,) * 3 for at in range(len(tokens)))
 
         tail = ""
-        for label, scene in zip(context.labels, context.shown, strict=True):
+        for n, (label, scene) in enumerate(zip(context.labels, context.shown, strict=True), 1):
             say(self._ids(tail + label) + self.video_start)
             start = max(positions[-1]) + 1
             for pair in range(PAIRS):
@@ -430,7 +432,8 @@ class Encoder:
             side = max(PAIRS, CELL_ROWS, CELL_COLUMNS)
             ids.extend(self.video_end)
             positions.append((start + side,) * 3)
-            tail = f'\nSubtitles: "{scene.subtitle}"\n' if scene.subtitle else "\n"
+            texts = [TextSpan(0, 1, scene.subtitle)] if scene.subtitle else []
+            tail = f"\n{closing(n, texts)}"
         say(self._ids(tail))
         return ids, positions
 
@@ -550,8 +553,8 @@ class Stage:
 
 
 STAGES = {
-    "see": Stage(steps=5000, batch=24, rate=2.5e-3),
-    "read": Stage(steps=4000, batch=5, rate=1.5e-3),
+    "see": Stage(steps=3000, batch=24, rate=2.5e-3),
+    "read": Stage(steps=3000, batch=5, rate=1.5e-3),
     "answer": Stage(steps=1500, batch=4, rate=5e-4, warmup=50),
 }
 
@@ -576,36 +579,38 @@ def new_model(seed: int = 0) -> tuple[Any, Any]:
     tokenizer = tiny_vlm.build_tokenizer()
     model = tiny_vlm.build_model(tokenizer)
     table = model.model.language_model.embed_tokens.weight
+    layers = model.model.language_model.layers
     with torch.no_grad():
         table.copy_(functional.normalize(torch.randn(table.shape), dim=-1))
-        for layer in model.model.language_model.layers:
+        found = nn.init.orthogonal_(torch.empty_like(layers[0].self_attn.v_proj.weight))
+        for layer in layers:
             attention = layer.self_attn
             nn.init.orthogonal_(attention.q_proj.weight)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
-            nn.init.orthogonal_(attention.v_proj.weight)
-            attention.o_proj.weight.copy_(0.5 * attention.v_proj.weight.T)
-        # A moment's number stands four tokens before its frames, which share a place in time.
-        first, second = model.model.language_model.layers[:2]
-        for layer, head, tokens_back in (
-            (first, 0, 4.5),
-            (first, 1, 1.0),
-            (second, 0, 0.5),
-            (second, 1, 1.0),
-        ):
-            _look_back(layer.self_attn, head, tokens_back)
+            attention.v_proj.weight.copy_(found)
+            attention.o_proj.weight.copy_(0.5 * found.T)
+        # The number behind a moment's frames starts out gathering what they show (the frames share
+        # one place in time, six or seven back), the end of a question what it asks for.
+        for head in (0, 1):
+            _look_back(layers[0].self_attn, head, 6.5)
+            _look_back(layers[1].self_attn, head, 10.0, first_frequency=3)
+        _look_back(layers[0].self_attn, 2, 1.0)
         for block, patches_away in zip(model.model.visual.blocks, (1.0, 2.0), strict=False):
             _look_beside(block.attn, patches_away)
     return model, tokenizer
 
 
-def _look_back(attention: Any, head: int, tokens_back: float) -> None:
-    """Starts a head of the language layers looking that many places back; see `_look_beside`."""
+def _look_back(attention: Any, head: int, tokens_back: float, first_frequency: int = 0) -> None:
+    """Starts a head of the language layers looking that many places back; see `_look_beside`.
+
+    The lower the frequencies, the wider the look.
+    """
     size = attention.head_dim
     mine = slice(head * size, (head + 1) * size)
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight[mine] *= 0.3
         projection.bias[mine] = 0
-    for at in range(3):
+    for at in range(first_frequency, first_frequency + 3):
         frequency = 1_000_000.0 ** (-at / (size // 2))
         cosine, sine = head * size + at, head * size + at + size // 2
         attention.q_proj.bias[cosine] = 4.5 * math.cos(frequency * tokens_back)
@@ -730,9 +735,9 @@ def _read_step(
 ) -> tuple[Tensor, Scores]:  # fmt: skip
     done = step / stage.steps
     # From one moment to five, and the constant system message only once looking up works.
-    most = 1 if done < 0.1 else 2 if done < 0.25 else 3 if done < 0.45 else 5
-    encoder = Encoder(tokenizer, with_system=done >= 0.6)
-    contexts = [sample_context(rng, most, 8, plain=done < 0.08) for _ in range(stage.batch)]
+    most = 1 if done < 0.23 else 2 if done < 0.4 else 3 if done < 0.6 else 5
+    encoder = Encoder(tokenizer, with_system=done >= 0.65)
+    contexts = [sample_context(rng, most, 8, plain=done < 0.2) for _ in range(stage.batch)]
     batch = encoder.batch(contexts)
     table = model.model.language_model.embed_tokens.weight.detach()
     return _answer_loss(model, batch, made_up_tokens(rng, contexts, table, words))
@@ -766,7 +771,16 @@ def _answer_loss(model: Any, batch: Batch, visual: Tensor) -> tuple[Tensor, Scor
 _STEPS = {"see": _see_step, "read": _read_step, "answer": _answer_step}
 
 
-def main(arguments: Sequence[str] | None = None) -> Iterator[None] | None:
+def export(work: Path) -> None:
+    """Writes `work/tiny-qwen2-vl`, the trained model as vLLM and transformers load it."""
+    model, _ = new_model()
+    model.load_state_dict(torch.load(work / "answer.pt", weights_only=True)["model"])
+    tiny_vlm.save(model, work / "tiny-qwen2-vl")
+    logs = [work / f"{name}.jsonl" for name in STAGES]
+    draw_curves(logs, work / "tiny-qwen2-vl" / "training.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--stage", choices=STAGES, help="run one stage only")
@@ -776,7 +790,8 @@ def main(arguments: Sequence[str] | None = None) -> Iterator[None] | None:
     options.work.mkdir(parents=True, exist_ok=True)
     for name in [options.stage] if options.stage else STAGES:
         run_stage(name, options.work)
-    return None
+    if options.stage in (None, "answer"):
+        export(options.work)
 
 
 if __name__ == "__main__":

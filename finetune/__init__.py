@@ -1,0 +1,1 @@
+"""Fine-tuning of the answering model on one's own videos."""

@@ -11,7 +11,7 @@ import pytest
 
 from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import world
-from vidqa.prompt import SYSTEM, closing
+from vidqa.prompt import SYSTEM, subtitle_line
 from vidqa.types import TextSpan
 
 declare_torchvision_operators()
@@ -40,12 +40,12 @@ def frames_of(context: train_vlm.Context) -> np.ndarray:
 def served(context: train_vlm.Context, processor: Any) -> Any:
     """The model's inputs for the first question, by the chat template and the processor."""
     content: list[dict[str, str]] = []
-    for n, (label, scene) in enumerate(zip(context.labels, context.shown, strict=True), 1):
+    for label, scene in zip(context.labels, context.shown, strict=True):
         texts = [TextSpan(0, 1, scene.subtitle)] if scene.subtitle else []
         content += [
             {"type": "text", "text": label},
             {"type": "video"},
-            {"type": "text", "text": f"\n{closing(n, texts)}"},
+            {"type": "text", "text": f"\n{subtitle_line(texts)}"},
         ]
     content.append({"type": "text", "text": f"Question: {context.questions[0].text}"})
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
@@ -107,9 +107,9 @@ def test_questions_side_by_side_are_answered_as_if_asked_alone(
         visual = train_vlm.encode(model.model.visual, patches)[0].flatten(0, 1)
         for at, question in enumerate(context.questions):
             alone = replace(context, questions=[question])
-            one, _ = train_vlm.answer_logits(model, encoder.batch([alone]), visual)
+            one, *_ = train_vlm.answer_logits(model, encoder.batch([alone]), visual)
             batch = encoder.batch([context])
-            every, _ = train_vlm.answer_logits(model, batch, visual)
+            every, *_ = train_vlm.answer_logits(model, batch, visual)
             mine = batch.question_of[batch.labels != train_vlm.IGNORE] == at
             torch.testing.assert_close(every[mine], one, atol=1e-4, rtol=1e-4)
         first = model(**served(context, processor)).logits[0, -1]

@@ -54,7 +54,12 @@ def asked(handle: EngineHandle, messages: Sequence[Any], tokens: int = 12) -> tu
     """The answer, and the tokens of the prompt."""
     with VlmClient(handle.base_url, handle.api_key, handle.model) as client:
         text = "".join(client.stream(messages, max_tokens=tokens))
-        return text, client.usage.prompt
+        return whole_characters(text), client.usage.prompt
+
+
+def whole_characters(text: str) -> str:
+    """Random weights may end within a character: a stream holds its bytes back, a batch does not."""
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def processes_of(group: int) -> list[int]:
@@ -97,7 +102,7 @@ def transformers_answer(folder: Path, messages: Sequence[Any], tokens: int) -> t
         out = model.generate(**batch, max_new_tokens=tokens, do_sample=False)
     prompt_tokens = batch["input_ids"].shape[1]
     answer = processor.batch_decode(out[:, prompt_tokens:], skip_special_tokens=True)[0]
-    return answer, prompt_tokens
+    return whole_characters(answer), prompt_tokens
 
 
 def decoded(jpeg: str) -> Any:

@@ -121,11 +121,16 @@ def _processor(name: str, tokenizer: Any, folder: Path) -> None:
     import transformers
 
     kind = "Qwen2_5_VLProcessor" if name.startswith("qwen2.5") else "Qwen2VLProcessor"
-    size = {"shortest_edge": 28 * 28, "longest_edge": 448 * 336}
+    patch, merge = _patches(name)
+    sizes: dict[str, Any] = {
+        "size": {"shortest_edge": 28 * 28, "longest_edge": 448 * 336},
+        "patch_size": patch,
+        "merge_size": merge,
+    }
     processor = getattr(transformers, kind)(
-        image_processor=transformers.Qwen2VLImageProcessor(size=dict(size)),
+        image_processor=transformers.Qwen2VLImageProcessor(**sizes),
         video_processor=transformers.Qwen2VLVideoProcessor(
-            size=dict(size), do_sample_frames=False, cap_pixels_per_frame=False
+            **sizes, do_sample_frames=False, cap_pixels_per_frame=False
         ),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
@@ -169,8 +174,17 @@ def _config(kind: str, name: str, tokenizer: Any) -> Any:
     )
 
 
+def _patches(name: str) -> tuple[int, int]:
+    """Pixels of a patch's side, and patches of a token's: 28 pixels a token in all of them.
+
+    The tiny one differs from the real ones, as the bundled model does.
+    """
+    return (7, 4) if name.endswith("tiny") else (14, 2)
+
+
 def _vision(kind: str, name: str, hidden: int) -> dict[str, Any]:
-    shared = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    patch, merge = _patches(name)
+    shared = {"patch_size": patch, "spatial_merge_size": merge, "temporal_patch_size": 2}
     if kind == "Qwen2_5_VL":
         return shared | {
             "depth": 2,

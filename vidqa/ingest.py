@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # More readers than this wait for the embedder, on any machine we know of.
 MAX_DEFAULT_WORKERS = 8
+# A new process imports its packages before it speaks: a second, or many on a machine in use.
+_STARTING_SECONDS = 30.0
 
 
 class ImageEmbedder(Protocol):
@@ -134,7 +136,8 @@ class _Take:
         self.content = content
         self.recipe = recipe
         self.worker = worker
-        self.started = self.heard = time.monotonic()
+        self.started = time.monotonic()
+        self.heard = self.started + _STARTING_SECONDS
         self.frames = 0
         self._ends = ExitStack()
         self.draft = self._ends.enter_context(draft)

@@ -51,10 +51,13 @@ def time_range(start_seconds: float, end_seconds: float) -> str:
 
 
 def label(shown: ShownMoment) -> str:
-    """The line before a moment's frames: `[2] holiday.mp4 00:12:05-00:12:20`."""
+    """The line before a moment's frames: `holiday.mp4 00:12:05-00:12:20 [2]`.
+
+    The number comes last, right before the frames, where a model binds the two most easily.
+    """
     moment = shown.moment
     name = " ".join(PurePath(moment.video).name.split())
-    return f"[{shown.n}] {name} {time_range(moment.start_seconds, moment.end_seconds)}"
+    return f"{name} {time_range(moment.start_seconds, moment.end_seconds)} [{shown.n}]"
 
 
 def video_url(pictures: Sequence[Picture]) -> str:
@@ -63,16 +66,12 @@ def video_url(pictures: Sequence[Picture]) -> str:
     return f"data:video/jpeg;base64,{encoded}"
 
 
-def closing(n: int, texts: Sequence[TextSpan]) -> str:
-    """The line after a moment's frames: its number again, and its words if there are any.
-
-    A model reads from left to right: the number before the frames cannot know of them, the one
-    behind them can, and is what an answer is then matched with and cites.
-    """
+def subtitle_line(texts: Sequence[TextSpan]) -> str:
+    """The words of a moment on one line, or an empty string."""
     words = " ".join(" ".join(span.text.split()) for span in texts)
     if len(words) > MAX_TEXT_CHARACTERS:
         words = words[: MAX_TEXT_CHARACTERS - 1] + "…"
-    return f'[{n}] Subtitles: "{words}"\n' if words else f"[{n}]\n"
+    return f'Subtitles: "{words}"\n' if words else ""
 
 
 def build_messages(question: str, shown: Sequence[ShownMoment]) -> list[dict[str, Any]]:
@@ -85,7 +84,7 @@ def build_messages(question: str, shown: Sequence[ShownMoment]) -> list[dict[str
     for one in shown:
         content.append({"type": "text", "text": f"{label(one)}\n"})
         content.append({"type": "video_url", "video_url": {"url": video_url(one.pictures)}})
-        content.append({"type": "text", "text": f"\n{closing(one.n, one.moment.texts)}"})
+        content.append({"type": "text", "text": f"\n{subtitle_line(one.moment.texts)}"})
     content.append({"type": "text", "text": f"Question: {' '.join(question.split())}"})
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
 

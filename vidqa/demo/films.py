@@ -54,6 +54,7 @@ def spans(film: Film) -> list[Span]:
 def write_film(film: Film, folder: Path, width: int = 448) -> Path:
     """Writes the mp4, the subtitles and the truth; the mp4 appears last and whole."""
     import av
+    import numpy as np
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / film.name
@@ -66,7 +67,8 @@ def write_film(film: Film, folder: Path, width: int = 448) -> Path:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "fast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for image in _frames(film, width, height):
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     os.replace(unfinished, path)
     return path

@@ -28,13 +28,13 @@ _TEMPLATES = {
 
 _STATEMENTS = {
     "colour": "{subject} is {answer}",
-    "kind": "{subject} is a {answer}",
+    "kind": "it is {whole}",
     "motion": "{subject} is {answer}",
-    "count": "the number of things is {answer}",
+    "count": "the number of things with {subject} is {answer}",
     "background": "{subject} is in the {answer}",
-    "word": "the word is {answer}",
-    "after": "the place is the {answer}",
-    "before": "the place is the {answer}",
+    "word": "the word near {subject} is {answer}",
+    "after": "the place after {subject} is the {answer}",
+    "before": "the place before {subject} is the {answer}",
 }
 
 
@@ -155,12 +155,14 @@ def ask_about(
     if not fitting:
         return None
     chosen = prefer(fitting)
-    statement = _STATEMENTS[question_type].format(subject=chosen.subject, answer=answer)
+    statement = _STATEMENTS[question_type].format(
+        subject=chosen.subject, whole=f"the {thing.name}", answer=answer
+    )
     return Question(
         type=question_type,
         text=phrase(question_type, chosen),
         answer=answer,
-        statement=statement.replace("a arrow", "an arrow"),
+        statement=statement,
         anchor=anchor,
         scene=number,
     )

@@ -57,11 +57,13 @@ CHAT_TEMPLATE = """\
 
 
 def answer_text(question: questions.Question, number: int | None) -> str:
-    """How the tiny model answers: `In [2] the star is red.`, where 2 numbers the moment.
+    """How the tiny model answers: `The star is red [2].`, where 2 numbers the moment.
 
-    The moment first, the subject again, then the answer: each step needs one look-up only.
+    The subject again, then the answer, then the moment: each step needs one look-up only.
     """
-    return NOT_SHOWN if question.answer is None else f"In [{number}] {question.statement}."
+    if question.statement is None:
+        return NOT_SHOWN
+    return f"{question.statement[0].upper()}{question.statement[1:]} [{number}]."
 
 
 def _corpus() -> Iterator[str]:
@@ -104,7 +106,7 @@ def build_tokenizer(vocabulary_size: int = 640) -> PreTrainedTokenizerBase:
     learned = json.loads(raw.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=[tuple(pair) for pair in learned["merges"]],  # type: ignore[misc]
         unk_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -116,11 +118,11 @@ def build_tokenizer(vocabulary_size: int = 640) -> PreTrainedTokenizerBase:
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLForConditionalGeneration:
-    """An untrained model of 2.5 M parameters for this tokenizer."""
+    """An untrained model of 5 M parameters for this tokenizer."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     def id_of(token: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(token))
+        return int(str(tokenizer.convert_tokens_to_ids(token)))
 
     hidden = 160
     config = Qwen2VLConfig(
@@ -158,7 +160,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLForConditionalGene
         vision_end_token_id=id_of("<|vision_end|>"),
         tie_word_embeddings=True,
     )
-    return Qwen2VLForConditionalGeneration(config)
+    return Qwen2VLForConditionalGeneration(config)  # type: ignore[no-untyped-call]
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -172,7 +174,7 @@ def build_processor(tokenizer: PreTrainedTokenizerBase) -> Any:
         # vLLM sizes its start-up trial by the longest edge, so it is kept small.
         "size": {"shortest_edge": 28 * 28, "longest_edge": 4 * FRAME_WIDTH * FRAME_HEIGHT},
     }
-    return Qwen2VLProcessor(
+    return Qwen2VLProcessor(  # type: ignore[no-untyped-call]
         image_processor=Qwen2VLImageProcessor(**sizes),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(
@@ -184,8 +186,12 @@ def build_processor(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 def save(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
     """Writes a folder that vLLM and transformers load; weights are kept in half precision."""
+    from transformers import GenerationConfig
+
     tokenizer = build_tokenizer()
-    model.generation_config.eos_token_id = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
-    model.generation_config.do_sample = False
-    model.half().save_pretrained(folder)
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, eos_token_id=ends
+    )
+    model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     build_processor(tokenizer).save_pretrained(folder)

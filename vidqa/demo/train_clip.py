@@ -53,7 +53,7 @@ PREPROCESS = {
     "interpolation": "bilinear",
     "resize_mode": "squash",
 }
-STEPS, BATCH, TEXTS_PER_SCENE, PEAK_RATE, WARMUP = 3500, 48, 2, 1.5e-3, 150
+STEPS, BATCH, TEXTS_PER_SCENE, PEAK_RATE, WARMUP = 2200, 48, 2, 1.5e-3, 150
 # What a picture can hold: every colour of every kind, and every background.
 HOLDINGS = len(world.COLOURS) * len(world.KINDS) + len(world.BACKGROUNDS)
 
@@ -158,7 +158,7 @@ def train(work: Path) -> None:
         tokens = tokenizer(texts)
         loss, held_loss, first_right = _losses(model, head, images, tokens, fits, held)
         optimizer.zero_grad(set_to_none=True)
-        (loss + held_loss).backward()
+        (loss + held_loss).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         sums += (loss.item(), held_loss.item(), first_right)
@@ -220,7 +220,8 @@ def _known_tokens(tokenizer: Any) -> Tensor:
     """Ids that the training texts use, taken from many of them."""
     rng = random.Random(0)
     texts = [text for _ in range(4000) for text, _ in sample_texts(rng, world.sample_scene(rng), 4)]
-    return torch.unique(tokenizer(texts))
+    known: Tensor = torch.unique(tokenizer(texts))
+    return known
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

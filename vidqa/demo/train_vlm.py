@@ -41,7 +41,7 @@ from vidqa.demo import questions, tiny_vlm, world
 from vidqa.demo.curves import draw_curves
 from vidqa.demo.draw import box_of, draw_backdrop, draw_things, outline_of
 from vidqa.demo.tiny_vlm import CELL_COLUMNS, CELL_ROWS, FRAME_HEIGHT, FRAME_WIDTH, MERGE, PATCH
-from vidqa.prompt import SYSTEM, closing, time_range
+from vidqa.prompt import SYSTEM, subtitle_line, time_range
 from vidqa.types import TextSpan
 
 CELLS = CELL_COLUMNS * CELL_ROWS
@@ -98,7 +98,7 @@ def to_patches(frames: Tensor) -> Tensor:
     return pixels.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(-1, 3 * 2 * PATCH * PATCH)
 
 
-def encode(visual: nn.Module, patches: Tensor) -> tuple[Tensor, Tensor]:
+def encode(visual: Any, patches: Tensor) -> tuple[Tensor, Tensor]:
     """Visual tokens (N, cells, hidden) of N pairs of frames, and the patches they are merged from.
 
     The same arithmetic as the tower's own forward, which loops over the pairs one by one: all
@@ -110,7 +110,9 @@ def encode(visual: nn.Module, patches: Tensor) -> tuple[Tensor, Tensor]:
     # The convolution covers its input in one step, so it is a matrix product, and quicker as one.
     kernel = visual.patch_embed.proj.weight
     hidden = patches @ kernel.flatten(1).T
-    from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen
+    from transformers.models.qwen2_vl import modeling_qwen2_vl
+
+    qwen: Any = modeling_qwen2_vl
 
     ids = qwen.get_vision_position_ids(grid, MERGE, kwargs={})
     cos, sin = visual.rotary_pos_emb(hidden[:per_pair], ids)
@@ -324,13 +326,13 @@ def sample_context(
     rng.shuffle(films)
     scenes: list[world.WorldScene | None] = []
     labels: list[str] = []
-    for film in films:
+    for stretch in films:
         name, start = _file_name(rng), rng.uniform(0, 240) * (rng.random() < 0.8)
-        for scene in film:
+        for scene in stretch:
             end = start + scene.duration_seconds
-            labels.append(f"[{len(labels) + 1}] {name} {time_range(start, end)}\n")
+            labels.append(f"{name} {time_range(start, end)} [{len(labels) + 1}]\n")
             start = end
-        scenes += [*film, None]
+        scenes += [*stretch, None]
     return Context(scenes, labels, _sample_questions(rng, scenes, question_count, plain))
 
 
@@ -392,6 +394,7 @@ class Batch:
     labels: Tensor  # (B, L), IGNORE where nothing is to be said
     question_of: Tensor  # (B, L), index into `asked` at answer tokens, else -1
     visual_at: Tensor
+    number_of: Tensor  # for each visual token, the token id of its moment's number
     asked: list[questions.Question]
 
 
@@ -420,7 +423,7 @@ class Encoder:
             positions.extend((start + at,) * 3 for at in range(len(tokens)))
 
         tail = ""
-        for n, (label, scene) in enumerate(zip(context.labels, context.shown, strict=True), 1):
+        for label, scene in zip(context.labels, context.shown, strict=True):
             say(self._ids(tail + label) + self.video_start)
             start = max(positions[-1]) + 1
             for pair in range(PAIRS):
@@ -433,7 +436,7 @@ class Encoder:
             ids.extend(self.video_end)
             positions.append((start + side,) * 3)
             texts = [TextSpan(0, 1, scene.subtitle)] if scene.subtitle else []
-            tail = f"\n{closing(n, texts)}"
+            tail = f"\n{subtitle_line(texts)}"
         say(self._ids(tail))
         return ids, positions
 
@@ -467,7 +470,12 @@ class Encoder:
         same = segment[:, :, None] == segment[:, None, :]
         mask = causal & (same | (segment[:, None, :] == 0))
         visual_at = (input_ids.flatten() == self.pad_token).nonzero().squeeze(1)
-        return Batch(input_ids, positions, mask[:, None], labels, question_of, visual_at, asked)
+        numbers = [number for one in contexts for number in range(1, len(one.shown) + 1)]
+        number_of = torch.tensor([self._ids(str(number))[0] for number in numbers])
+        return Batch(
+            input_ids, positions, mask[:, None], labels, question_of, visual_at,
+            number_of.repeat_interleave(PAIRS * CELLS), asked,
+        )  # fmt: skip
 
     def _row(
         self, context: Context
@@ -511,18 +519,26 @@ def made_up_tokens(
     return total + noise
 
 
-def answer_logits(model: nn.Module, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits at the answers' places, and their targets."""
+def answer_logits(model: Any, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits at the answers' places, their targets, and the loss of the moments' numbers.
+
+    The last asks every visual token, after the first layer, which moment it belongs to: a citation
+    needs that, and from the answers alone it is learned very late.
+    """
     embeds = model.model.language_model.embed_tokens(batch.input_ids)
     flat = embeds.flatten(0, 1).index_copy(0, batch.visual_at, visual.to(embeds.dtype))
-    hidden = model.model.language_model(
+    outputs = model.model.language_model(
         inputs_embeds=flat.view_as(embeds),
         position_ids=batch.position_ids,
         attention_mask=batch.mask,
         use_cache=False,
-    ).last_hidden_state
+        output_hidden_states=True,
+    )
+    tokens = outputs.hidden_states[1].flatten(0, 1)[batch.visual_at]
+    table = model.lm_head.weight
+    number_loss = functional.cross_entropy(4 * tokens @ table.T, batch.number_of)
     said = batch.labels != IGNORE
-    return model.lm_head(hidden[said]), batch.labels[said]
+    return model.lm_head(outputs.last_hidden_state[said]), batch.labels[said], number_loss
 
 
 def answered(batch: Batch, logits: Tensor, targets: Tensor) -> dict[str, list[int]]:
@@ -582,28 +598,28 @@ def new_model(seed: int = 0) -> tuple[Any, Any]:
     layers = model.model.language_model.layers
     with torch.no_grad():
         table.copy_(functional.normalize(torch.randn(table.shape), dim=-1))
-        found = nn.init.orthogonal_(torch.empty_like(layers[0].self_attn.v_proj.weight))
         for layer in layers:
             attention = layer.self_attn
             nn.init.orthogonal_(attention.q_proj.weight)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
-            attention.v_proj.weight.copy_(found)
-            attention.o_proj.weight.copy_(0.5 * found.T)
-        # The number behind a moment's frames starts out gathering what they show (the frames share
-        # one place in time, six or seven back), the end of a question what it asks for.
+            nn.init.orthogonal_(attention.v_proj.weight)
+            attention.o_proj.weight.copy_(0.5 * attention.v_proj.weight.T)
+        # Frames start out knowing their moment's number, which stands four or five places before
+        # them, and the end of a question what was found for the words before it.
         for head in (0, 1):
-            _look_back(layers[0].self_attn, head, 6.5)
+            _look_back(layers[0].self_attn, head, 4.5, gain=2.0)
             _look_back(layers[1].self_attn, head, 10.0, first_frequency=3)
-        _look_back(layers[0].self_attn, 2, 1.0)
         for block, patches_away in zip(model.model.visual.blocks, (1.0, 2.0), strict=False):
             _look_beside(block.attn, patches_away)
     return model, tokenizer
 
 
-def _look_back(attention: Any, head: int, tokens_back: float, first_frequency: int = 0) -> None:
+def _look_back(
+    attention: Any, head: int, tokens_back: float, first_frequency: int = 0, gain: float = 0.5
+) -> None:
     """Starts a head of the language layers looking that many places back; see `_look_beside`.
 
-    The lower the frequencies, the wider the look.
+    The lower the frequencies, the wider the look; `gain` says how loud what it finds is.
     """
     size = attention.head_dim
     mine = slice(head * size, (head + 1) * size)
@@ -616,6 +632,7 @@ def _look_back(attention: Any, head: int, tokens_back: float, first_frequency: i
         attention.q_proj.bias[cosine] = 4.5 * math.cos(frequency * tokens_back)
         attention.q_proj.bias[sine] = -4.5 * math.sin(frequency * tokens_back)
         attention.k_proj.bias[cosine] = 4.5
+    attention.o_proj.weight[:, mine] = gain * attention.v_proj.weight[mine].T
 
 
 def _look_beside(attention: Any, patches_away: float) -> None:
@@ -676,7 +693,7 @@ def run_stage(name: str, work: Path, seed: int = 0) -> None:
             group["lr"] = rate_at(stage, step)
         loss, scores = _STEPS[name](rng, model, reader, tokenizer, words, stage, step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         for key, (value, weight) in scores.items():
@@ -724,9 +741,8 @@ def _see_step(
     table = model.model.language_model.embed_tokens.weight.detach()
     loss, accuracy = see_loss(reader.logits(tokens, table, words), sight.cells)
     loss = loss + 2 * reader.patch_loss(patches, sight.patches)
-    return loss, {"loss": (loss.item(), 1)} | {
-        group: (value, 1) for group, value in accuracy.items() if value == value
-    }
+    scores: Scores = {group: (value, 1) for group, value in accuracy.items() if value == value}
+    return loss, {**scores, "loss": (loss.item(), 1)}
 
 
 def _read_step(
@@ -754,18 +770,18 @@ def _answer_step(
     loss, scores = _answer_loss(model, batch, tokens.flatten(0, 1))
     table = model.model.language_model.embed_tokens.weight
     seen, _ = see_loss(reader.logits(tokens, table, words), sight.cells)
-    return loss + 0.05 * seen, scores | {"see": (seen.item(), 1)}
+    return loss + 0.05 * seen, {**scores, "see": (seen.item(), 1.0)}
 
 
 def _answer_loss(model: Any, batch: Batch, visual: Tensor) -> tuple[Tensor, Scores]:
-    logits, targets = answer_logits(model, batch, visual)
+    logits, targets, number_loss = answer_logits(model, batch, visual)
     loss = functional.cross_entropy(logits, targets)
-    scores: Scores = {"loss": (loss.item(), 1)}
+    scores: Scores = {"loss": (loss.item(), 1), "numbers": (number_loss.item(), 1)}
     for kind, (right, asked) in answered(batch, logits, targets).items():
         scores[kind] = (right, asked)
         total = scores.get("all", (0, 0))
         scores["all"] = (total[0] + right, total[1] + asked)
-    return loss, scores
+    return loss + 0.1 * number_loss, scores
 
 
 _STEPS = {"see": _see_step, "read": _read_step, "answer": _answer_step}

@@ -58,7 +58,7 @@ def asked(handle: EngineHandle, messages: Sequence[Any], tokens: int = 12) -> tu
 
 
 def whole_characters(text: str) -> str:
-    """Random weights may end within a character: a stream holds its bytes back, a batch does not."""
+    """Random weights may end within a character, whose bytes a stream holds back."""
     return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 

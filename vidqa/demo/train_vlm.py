@@ -605,28 +605,27 @@ def new_model(seed: int = 0) -> tuple[Any, Any]:
             nn.init.orthogonal_(attention.v_proj.weight)
             attention.o_proj.weight.copy_(0.5 * attention.v_proj.weight.T)
         # Frames start out knowing their moment's number, which stands four or five places before
-        # them, and the end of a question what was found for the words before it.
+        # them, and every word what was found for the word before it.
         for head in (0, 1):
             _look_back(layers[0].self_attn, head, 4.5, gain=2.0)
-            _look_back(layers[1].self_attn, head, 10.0, first_frequency=3)
+        for layer in layers[:3]:
+            _look_back(layer.self_attn, 2, 1.0, gain=1.0)
         for block, patches_away in zip(model.model.visual.blocks, (1.0, 2.0), strict=False):
             _look_beside(block.attn, patches_away)
     return model, tokenizer
 
 
-def _look_back(
-    attention: Any, head: int, tokens_back: float, first_frequency: int = 0, gain: float = 0.5
-) -> None:
+def _look_back(attention: Any, head: int, tokens_back: float, gain: float) -> None:
     """Starts a head of the language layers looking that many places back; see `_look_beside`.
 
-    The lower the frequencies, the wider the look; `gain` says how loud what it finds is.
+    `gain` says how loud what it finds is.
     """
     size = attention.head_dim
     mine = slice(head * size, (head + 1) * size)
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight[mine] *= 0.3
         projection.bias[mine] = 0
-    for at in range(first_frequency, first_frequency + 3):
+    for at in range(3):
         frequency = 1_000_000.0 ** (-at / (size // 2))
         cosine, sine = head * size + at, head * size + at + size // 2
         attention.q_proj.bias[cosine] = 4.5 * math.cos(frequency * tokens_back)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 def settings(tmp_path_factory: pytest.TempPathFactory, engine_folder: Path) -> Iterator[Settings]:
     """The demo profile with an index of its own, and the tests' engine folder."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("VIDQA_RUNTIME_DIR", str(engine_folder))
+    patch.setenv("VIDQA_RUNTIME_DIR", str(engine_folder.parent))
     index = tmp_path_factory.mktemp("playground")
     yield replace(Settings.load("demo", {}), index=index)
     patch.undo()

@@ -28,7 +28,7 @@ from torch.nn import functional
 from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import questions, world
 from vidqa.demo.draw import draw_backdrop, draw_things
-from vidqa.demo.train_vlm import near_copy
+from vidqa.demo.train_vlm import Stage, near_copy, rate_at
 
 IMAGE_SIZE = 96
 MODEL_CONFIG: dict[str, Any] = {
@@ -149,11 +149,12 @@ def train(work: Path) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
     log = (work / "clip.jsonl").open("a")
+    stage = Stage(steps=STEPS, batch=BATCH, rate=PEAK_RATE, warmup=WARMUP)
     sums, began = np.zeros(3), time.monotonic()
     for step in range(first, STEPS):
         rng = random.Random(f"clip {step}")
         for group in optimizer.param_groups:
-            group["lr"] = _rate_at(step)
+            group["lr"] = rate_at(stage, step)
         images, texts, fits, held = sample_batch(rng)
         tokens = tokenizer(texts)
         loss, held_loss, first_right = _losses(model, head, images, tokens, fits, held)
@@ -175,13 +176,6 @@ def train(work: Path) -> None:
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").rename(checkpoint)
     save(model, tokenizer, work / "tiny-clip")
-
-
-def _rate_at(step: int) -> float:
-    if step < WARMUP:
-        return PEAK_RATE * (step + 1) / WARMUP
-    progress = (step - WARMUP) / (STEPS - WARMUP)
-    return PEAK_RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _losses(

@@ -18,7 +18,7 @@ declare_torchvision_operators()
 
 import torch  # noqa: E402
 
-from vidqa.demo import tiny_vlm, train_clip, train_vlm  # noqa: E402
+from vidqa.demo import lessons, sight, tiny_vlm, train_clip, train_vlm  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def made() -> tuple[Any, Any, Any]:
     return model.eval(), tokenizer, tiny_vlm.build_processor(tokenizer)
 
 
-def context_of(seed: int, questions: int = 3) -> train_vlm.Context:
-    return train_vlm.sample_context(random.Random(seed), 3, questions)
+def context_of(seed: int, questions: int = 3) -> lessons.Context:
+    return lessons.sample_context(random.Random(seed), 3, questions)
 
 
-def frames_of(context: train_vlm.Context) -> np.ndarray:
-    return train_vlm.sample_sight(random.Random(0), context.shown).frames.numpy()
+def frames_of(context: lessons.Context) -> np.ndarray:
+    return sight.sample_sight(random.Random(0), context.shown).frames.numpy()
 
 
-def served(context: train_vlm.Context, processor: Any) -> Any:
+def served(context: lessons.Context, processor: Any) -> Any:
     """The model's inputs for the first question, by the chat template and the processor."""
     content: list[dict[str, str]] = []
     for label, scene in zip(context.labels, context.shown, strict=True):
@@ -58,7 +58,7 @@ def test_training_tokens_are_those_of_the_chat_template(
     made: tuple[Any, Any, Any], seed: int
 ) -> None:
     _, tokenizer, processor = made
-    context, encoder = context_of(seed), train_vlm.Encoder(tokenizer)
+    context, encoder = context_of(seed), lessons.Encoder(tokenizer)
     ids, _ = encoder.prefix(context)
     branch, answer = encoder.branch(context, context.questions[0])
     asked = branch[: len(branch) - len(answer)]
@@ -70,7 +70,7 @@ def test_training_positions_are_those_of_the_model(made: tuple[Any, Any, Any], s
     model, tokenizer, processor = made
     context = context_of(seed)
     inputs = served(context, processor)
-    _, places = train_vlm.Encoder(tokenizer).prefix(context)
+    _, places = lessons.Encoder(tokenizer).prefix(context)
     expected, _ = model.model.get_rope_index(
         inputs["input_ids"],
         mm_token_type_ids=inputs["mm_token_type_ids"],
@@ -82,7 +82,7 @@ def test_training_positions_are_those_of_the_model(made: tuple[Any, Any, Any], s
 def test_training_pixels_are_those_of_the_processor(made: tuple[Any, Any, Any]) -> None:
     _, _, processor = made
     context = context_of(1)
-    mine = train_vlm.to_patches(torch.from_numpy(frames_of(context)))
+    mine = sight.to_patches(torch.from_numpy(frames_of(context)))
     theirs = served(context, processor)["pixel_values_videos"]
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
@@ -91,7 +91,7 @@ def test_the_batched_tower_is_the_model_s_own(made: tuple[Any, Any, Any]) -> Non
     model, _, processor = made
     inputs = served(context_of(1), processor)
     with torch.no_grad():
-        mine, _ = train_vlm.encode(model.model.visual, inputs["pixel_values_videos"])
+        mine, _ = sight.encode(model.model.visual, inputs["pixel_values_videos"])
         theirs = model.model.visual(inputs["pixel_values_videos"], inputs["video_grid_thw"])
     torch.testing.assert_close(mine.flatten(0, 1), theirs.pooler_output, atol=1e-4, rtol=1e-4)
 
@@ -101,19 +101,88 @@ def test_questions_side_by_side_are_answered_as_if_asked_alone(
 ) -> None:
     model, tokenizer, processor = made
     context = context_of(2)
-    encoder = train_vlm.Encoder(tokenizer)
-    patches = train_vlm.to_patches(torch.from_numpy(frames_of(context)))
+    encoder = lessons.Encoder(tokenizer)
+    patches = sight.to_patches(torch.from_numpy(frames_of(context)))
     with torch.no_grad():
-        visual = train_vlm.encode(model.model.visual, patches)[0].flatten(0, 1)
+        visual = sight.encode(model.model.visual, patches)[0].flatten(0, 1)
         for at, question in enumerate(context.questions):
             alone = replace(context, questions=[question])
             one, *_ = train_vlm.answer_logits(model, encoder.batch([alone]), visual)
             batch = encoder.batch([context])
             every, *_ = train_vlm.answer_logits(model, batch, visual)
-            mine = batch.question_of[batch.labels != train_vlm.IGNORE] == at
+            mine = batch.question_of[batch.labels != lessons.IGNORE] == at
             torch.testing.assert_close(every[mine], one, atol=1e-4, rtol=1e-4)
         first = model(**served(context, processor)).logits[0, -1]
     torch.testing.assert_close(every[0], first, atol=1e-4, rtol=1e-4)
+
+
+def pointed(
+    tokenizer: Any, kind: str
+) -> tuple[lessons.Context, lessons.Batch, sight.Cells, lessons.Pointers]:
+    """Pointers of a context with one question, of the kind asked for."""
+    context = next(
+        replace(context, questions=[asked])
+        for context in map(context_of, range(100))
+        for asked in context.questions
+        if asked.type == kind
+    )
+    batch = lessons.Encoder(tokenizer).batch([context])
+    cells = lessons.sample_cells(random.Random(0), [context])
+    return context, batch, cells, lessons.point(batch, [context], cells)
+
+
+def test_pointers_mark_the_visual_tokens_of_the_thing_asked_about(
+    made: tuple[Any, Any, Any],
+) -> None:
+    context, batch, cells, pointers = pointed(made[1], "motion")
+    asked = context.questions[0]
+    assert asked.thing is not None
+    assert asked.scene is not None
+    kinds = cells["kind"].clone().view(len(context.shown), -1)
+    others = torch.arange(len(context.shown)) != context.number(asked.scene) - 1
+    kinds[others] = -1
+    shown = (kinds == world.KINDS.index(asked.thing.kind)).flatten()
+    assert torch.equal(pointers.anchor[0][batch.visual[0]], shown)
+    assert torch.equal(pointers.answer[0], pointers.anchor[0])
+    assert not pointers.anchor[0][~batch.visual[0]].any()
+
+
+def test_what_comes_after_is_pointed_at_in_the_next_moment(made: tuple[Any, Any, Any]) -> None:
+    context, batch, cells, pointers = pointed(made[1], "after")
+    asked = context.questions[0]
+    assert asked.scene is not None
+    moments = torch.arange(len(context.shown)).repeat_interleave(cells["kind"][:2].numel())
+    next_one = moments == context.number(asked.scene) - 1
+    assert torch.equal(pointers.answer[-1][batch.visual[0]], next_one)
+    assert not (pointers.answer[-1] & pointers.anchor[-1]).any()
+
+
+def test_the_last_pointer_of_an_answer_stands_before_the_moment_s_number(
+    made: tuple[Any, Any, Any],
+) -> None:
+    context, batch, _, pointers = pointed(made[1], "colour")
+    asked = context.questions[0]
+    assert asked.scene is not None
+    target = batch.labels[0, pointers.places[-1]]
+    assert made[1].decode([int(target)]) == str(context.number(asked.scene))
+
+
+def test_a_question_without_an_answer_points_at_the_first_token(
+    made: tuple[Any, Any, Any],
+) -> None:
+    _, batch, _, pointers = pointed(made[1], "unanswerable")
+    assert pointers.anchor.nonzero().tolist() == [[0, 0]]
+    assert torch.equal(pointers.anchor, pointers.answer)
+    assert made[1].decode([int(batch.labels[0, pointers.places[0]])]) == "Not"
+
+
+def test_looking_where_told_costs_nothing_and_looking_away_costs_much() -> None:
+    told = torch.tensor([[True, True, False]])
+    pointers = lessons.Pointers(torch.tensor([0]), torch.tensor([0]), told, told)
+    layers = (train_vlm.ANCHOR_LAYER, train_vlm.ANSWER_LAYER)
+    there, away = torch.tensor([[[9.0, 9.0, -9.0]]]), torch.tensor([[[-9.0, -9.0, 9.0]]])
+    assert train_vlm.pointing_loss(pointers, dict.fromkeys(layers, there)) < 1e-3
+    assert train_vlm.pointing_loss(pointers, dict.fromkeys(layers, away)) > 9
 
 
 def test_films_for_training_never_have_a_held_out_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +204,7 @@ def test_labels_name_what_stands_in_each_cell() -> None:
     scene = next(
         one for seed in range(50) for one in world.sample_film(seed).scenes if len(one.things) == 2
     )
-    labels = train_vlm.cell_labels(scene, 0.5)
+    labels = sight.cell_labels(scene, 0.5)
     grid = labels["kind"].reshape(tiny_vlm.CELL_ROWS, tiny_vlm.CELL_COLUMNS)
     left, right = (world.KINDS.index(thing.kind) for thing in scene.things)
     assert left in grid[:, :2]

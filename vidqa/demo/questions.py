@@ -76,7 +76,7 @@ class Question:
 
     `statement` is the answer as a sentence would say it. `scene` is the number, in the library,
     of the scene that holds the answer, and `anchor` of the scene that the question names: the
-    two differ for `after` and `before` only.
+    two differ for `after` and `before` only. `thing` is the one that the question names there.
     """
 
     type: str
@@ -85,6 +85,7 @@ class Question:
     statement: str | None
     anchor: int | None
     scene: int | None
+    thing: Thing | None
 
 
 def phrase(question_type: str, reference: Reference) -> str:
@@ -165,6 +166,7 @@ def ask_about(
         statement=statement,
         anchor=anchor,
         scene=number,
+        thing=thing,
     )
 
 
@@ -189,7 +191,7 @@ def ask_in_vain(rng: random.Random, scenes: Sequence[WorldScene | None]) -> Ques
         reference = _change_one(rng, rng.choice(list(references(thing, scene, question_type))))
         if not any(reference.fits(other) for other in present):
             text = phrase(question_type, reference)
-            return Question("unanswerable", text, None, None, None, None)
+            return Question("unanswerable", text, None, None, None, None, None)
 
 
 def _change_one(rng: random.Random, reference: Reference) -> Reference:

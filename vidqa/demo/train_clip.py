@@ -28,7 +28,8 @@ from torch.nn import functional
 from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import questions, world
 from vidqa.demo.draw import draw_backdrop, draw_things
-from vidqa.demo.train_vlm import Stage, near_copy, rate_at
+from vidqa.demo.lessons import near_copy
+from vidqa.demo.train_vlm import Stage, share_of_peak
 
 IMAGE_SIZE = 96
 MODEL_CONFIG: dict[str, Any] = {
@@ -53,7 +54,7 @@ PREPROCESS = {
     "interpolation": "bilinear",
     "resize_mode": "squash",
 }
-STEPS, BATCH, TEXTS_PER_SCENE, PEAK_RATE, WARMUP = 2200, 48, 2, 1.5e-3, 150
+STEPS, BATCH, TEXTS_PER_SCENE, PEAK_RATE, WARMUP = 5000, 48, 2, 1.5e-3, 150
 # What a picture can hold: every colour of every kind, and every background.
 HOLDINGS = len(world.COLOURS) * len(world.KINDS) + len(world.BACKGROUNDS)
 
@@ -154,7 +155,7 @@ def train(work: Path) -> None:
     for step in range(first, STEPS):
         rng = random.Random(f"clip {step}")
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(stage, step)
+            group["lr"] = stage.rate * share_of_peak(stage, step)
         images, texts, fits, held = sample_batch(rng)
         tokens = tokenizer(texts)
         loss, held_loss, first_right = _losses(model, head, images, tokens, fits, held)

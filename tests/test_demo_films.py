@@ -87,3 +87,22 @@ def test_a_library_of_another_size_is_drawn_again(tmp_path: Path) -> None:
     os.utime(path, (1, 1))
     films.write_library(tmp_path, [1], scene_count=2, per_type=1, width=224)
     assert path.stat().st_mtime != 1
+
+
+def test_a_library_that_grows_keeps_the_films_it_has(tmp_path: Path) -> None:
+    films.write_library(tmp_path, [1], scene_count=2, per_type=1, width=160)
+    (path,) = tmp_path.glob("*.mp4")
+    os.utime(path, (1, 1))
+    films.write_library(tmp_path, [1, 2], scene_count=2, per_type=1, width=160)
+    assert len(list(tmp_path.glob("*.mp4"))) == 2
+    assert path.stat().st_mtime == 1
+
+
+def test_a_film_of_the_same_name_and_another_seed_is_drawn_again(tmp_path: Path) -> None:
+    films.write_library(tmp_path, [1], scene_count=2, per_type=1, width=160)
+    (path,) = tmp_path.glob("*.mp4")
+    os.utime(path, (1, 1))
+    seed = world.FIRST_HELD_OUT_SEED + 1
+    films.write_library(tmp_path, [seed], scene_count=2, per_type=1, width=160)
+    assert [one.name for one in tmp_path.glob("*.mp4")] == [path.name]
+    assert path.stat().st_mtime != 1

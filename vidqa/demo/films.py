@@ -59,9 +59,11 @@ def write_film(film: Film, folder: Path, width: int = 448) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / film.name
     height = round(width / ASPECT / 2) * 2
+    path.with_suffix(".srt").unlink(missing_ok=True)
     if any(scene.subtitle for scene in film.scenes):
         path.with_suffix(".srt").write_text(_subtitles(film), "utf-8")
-    path.with_suffix(".truth.json").write_text(json.dumps(truth_of(film)), "utf-8")
+    path.unlink(missing_ok=True)
+    path.with_suffix(".truth.json").write_text(json.dumps(truth_of(film, width)), "utf-8")
     unfinished = path.with_suffix(".part")
     with av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "fast"})
@@ -103,12 +105,12 @@ def _subtitles(film: Film) -> str:
     return "\n".join(blocks)
 
 
-def truth_of(film: Film) -> dict[str, Any]:
+def truth_of(film: Film, width: int) -> dict[str, Any]:
     """Cuts, scenes and boxes (left, top, right, bottom as fractions of the frame) of a film."""
     places = spans(film)
     return {
         "film": film.name,
-        "seed": film.seed,
+        "made_of": _made_of(film, width),
         "fps": FPS,
         "cuts": list(cuts_of(film)),
         "scenes": [
@@ -231,31 +233,35 @@ def write_library(
     width: int = 448,
     on_film: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Asked], list[Query]]:
-    """Films of these seeds with their questions and queries; reuses what an equal call wrote.
+    """Films of these seeds with their questions and queries; reuses the films that are there.
 
     `on_film` hears of every finished film: how many are done, of how many.
     """
     films = [sample_film(seed, scene_count) for seed in seeds]
     asked = library_questions(films, per_type)
     queries = library_queries(films)
-    stamp = {"recipe": RECIPE, "seeds": list(seeds), "scenes": scene_count, "width": width}
-    listing = folder / "questions.json"
-    fresh = not _has_stamp(listing, stamp)
-    listing.unlink(missing_ok=True) if fresh else None
     for done, film in enumerate(films, 1):
-        if fresh or not (folder / film.name).exists():
+        if not _is_written(film, folder, width):
             write_film(film, folder, width)
         on_film(done, len(films))
     rows = {
         "questions": [asdict(one) for one in asked],
         "queries": [asdict(one) for one in queries],
     }
-    listing.write_text(json.dumps({"stamp": stamp, **rows}, indent=1), "utf-8")
+    (folder / "questions.json").write_text(json.dumps(rows, indent=1), "utf-8")
     return asked, queries
 
 
-def _has_stamp(listing: Path, stamp: dict[str, Any]) -> bool:
+def _is_written(film: Film, folder: Path, width: int) -> bool:
+    """Whether just this film is there whole: the mp4 appears last."""
+    path = folder / film.name
     try:
-        return bool(json.loads(listing.read_text("utf-8"))["stamp"] == stamp)
-    except (OSError, ValueError, KeyError):
+        truth = json.loads(path.with_suffix(".truth.json").read_text("utf-8"))
+    except (OSError, ValueError):
         return False
+    return path.exists() and truth.get("made_of") == _made_of(film, width)
+
+
+def _made_of(film: Film, width: int) -> dict[str, int]:
+    """What the files of a film follow from."""
+    return {"recipe": RECIPE, "seed": film.seed, "scenes": len(film.scenes), "width": width}

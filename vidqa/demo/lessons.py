@@ -7,7 +7,7 @@ had been asked alone. Knows nothing of pictures: what the moments show is given 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,14 +41,21 @@ class Context:
         return sum(scene is not None for scene in self.scenes[: at + 1])
 
 
-# Looking up one of many is the hard part, so its types are asked more often.
-TYPE_WEIGHTS = {
+# How often each type is asked. Words and counts are learned last; asked as often from the start as
+# later on, they kept places from being learned at all.
+FIRST_WEIGHTS = {
     "colour": 3, "kind": 3, "motion": 3, "count": 1, "background": 4, "word": 2,
     "after": 3, "before": 3, "unanswerable": 3,
 }  # fmt: skip
+LATER_WEIGHTS = FIRST_WEIGHTS | {"word": 8, "count": 3, "unanswerable": 4}
 
 
-def sample_context(rng: random.Random, max_moments: int, question_count: int) -> Context:
+def sample_context(
+    rng: random.Random,
+    max_moments: int,
+    question_count: int,
+    weights: Mapping[str, float] = LATER_WEIGHTS,
+) -> Context:
     """A film's stretch of one to three scenes and others like it, as a search would find them."""
     total = rng.randint(1, max_moments)
     films: list[list[world.WorldScene]] = []
@@ -69,7 +76,7 @@ def sample_context(rng: random.Random, max_moments: int, question_count: int) ->
             labels.append(f"{name} {time_range(start, end)} [{len(labels) + 1}]\n")
             start = end
         scenes += [*stretch, None]
-    return Context(scenes, labels, _sample_questions(rng, scenes, question_count))
+    return Context(scenes, labels, _sample_questions(rng, scenes, question_count, weights))
 
 
 def near_copy(rng: random.Random, scene: world.WorldScene) -> world.WorldScene:
@@ -98,14 +105,17 @@ def _file_name(rng: random.Random) -> str:
 
 
 def _sample_questions(
-    rng: random.Random, scenes: list[world.WorldScene | None], count: int
+    rng: random.Random,
+    scenes: list[world.WorldScene | None],
+    count: int,
+    weights: Mapping[str, float],
 ) -> list[questions.Question]:
     places = [at for at, scene in enumerate(scenes) if scene is not None]
     found: list[questions.Question] = []
     attempts = 0
     while len(found) < count and attempts < 8 * count:
         attempts += 1
-        (kind,) = rng.choices(list(TYPE_WEIGHTS), list(TYPE_WEIGHTS.values()))
+        (kind,) = rng.choices(list(weights), list(weights.values()))
         if kind == "unanswerable":
             found.append(questions.ask_in_vain(rng, scenes))
             continue

@@ -36,7 +36,9 @@ from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import tiny_vlm, world
 from vidqa.demo.curves import draw_curves
 from vidqa.demo.lessons import (
+    FIRST_WEIGHTS,
     IGNORE,
+    LATER_WEIGHTS,
     Batch,
     Encoder,
     Pointers,
@@ -145,7 +147,7 @@ class Stage:
 STAGES = {
     "see": Stage(steps=4000, batch=24, rate=2.5e-3),
     "read": Stage(steps=2400, batch=4, rate=2e-3, matrix_rate=0.01, warmup=100),
-    "answer": Stage(steps=1000, batch=4, rate=3e-4, matrix_rate=0.004, warmup=50),
+    "answer": Stage(steps=1300, batch=4, rate=3e-4, matrix_rate=0.005, warmup=50),
 }
 
 
@@ -358,7 +360,8 @@ def _read_step(
     # More moments, and the constant system message, only once looking up works.
     encoder = Encoder(tokenizer, with_system=done >= 0.8)
     most = 3 if done < 0.55 else 5
-    contexts = [sample_context(rng, most, 8) for _ in range(stage.batch)]
+    weights = FIRST_WEIGHTS if step < 1000 else LATER_WEIGHTS
+    contexts = [sample_context(rng, most, 8, weights) for _ in range(stage.batch)]
     batch = encoder.batch(contexts)
     table = model.model.language_model.embed_tokens.weight.detach()
     cells = sample_cells(rng, contexts)

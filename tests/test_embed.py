@@ -21,7 +21,7 @@ from vidqa import embed
 from vidqa.embed import CONFIG, HUB_FILES, WEIGHTS, find_folder, load_embedder, repository
 from vidqa.errors import ModelError
 
-open_clip = embed._open_clip()
+open_clip = embed.import_open_clip()
 torch = pytest.importorskip("torch")
 
 TINY_CLIP = {
@@ -231,6 +231,43 @@ def cosines_to_float32(
         features = embedder._network.visual((pixels - 0.5) / 0.5)
         exact = torch.nn.functional.normalize(features, dim=-1).numpy()
     return np.asarray((embedder.embed_images(images) * exact).sum(axis=1), np.float32)
+
+
+# ---------------------------------------------------------------- what a start imports and reads
+
+
+def test_a_plain_clip_imports_neither_timm_nor_transformers_nor_a_compiler(tiny: Path) -> None:
+    heavy = ("timm", "transformers", "torch._dynamo")
+    run_python(
+        "import sys; from vidqa.embed import load_embedder; "
+        f"load_embedder({str(tiny)!r}, 'cpu').embed_texts(['a']); "
+        f"assert not [name for name in {heavy} if name in sys.modules]"
+    )
+
+
+def test_open_clip_is_imported_anew_for_a_model_that_needs_more_of_it(tiny: Path) -> None:
+    run_python(
+        "from vidqa.compat import import_open_clip; from vidqa.embed import load_embedder; "
+        f"plain = load_embedder({str(tiny)!r}, 'cpu'); "
+        "whole = import_open_clip(); "
+        "assert whole.timm_model.timm and whole.hf_model.transformers; "
+        "assert import_open_clip(frozenset()) is whole; "
+        "import sys; roi = sys.modules['torchvision.ops.roi_align']; "
+        "assert roi.is_compile_supported('cpu') in (True, False); "
+        "plain.embed_texts(['a'])"
+    )
+
+
+def run_python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_of_half_precision_are_computed_with_in_float32(tiny: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert {one.dtype for one in load_file(tiny / WEIGHTS).values()} == {torch.float16}
+    network = embed.OpenClipEmbedder("tiny", tiny, "cpu")._network
+    assert {one.dtype for one in network.parameters()} == {torch.float32}
 
 
 # ---------------------------------------------------------------- int8, and the defaults' shapes

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 _OPEN_CLIP_OPTIONS = frozenset({"timm", "transformers"})
+# What is missing while open_clip is imported is missing to every thread.
+_importing = threading.Lock()
 _OPERATORS = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
@@ -48,13 +51,16 @@ def import_open_clip(needs: frozenset[str] = _OPEN_CLIP_OPTIONS) -> Any:
     models that use neither. An open_clip that was imported without what is needed now is
     imported anew; models made by the former one go on working.
     """
-    declare_torchvision_operators()
-    if _lacks(needs):
-        for name in [name for name in sys.modules if name.split(".")[0] == "open_clip"]:
-            del sys.modules[name]
-    absent = _OPEN_CLIP_OPTIONS - needs - sys.modules.keys()
-    with _without_compiler(), _missing(absent):
-        return importlib.import_module("open_clip")
+    with _importing:
+        declare_torchvision_operators()
+        if _lacks(needs):
+            for name in [name for name in sys.modules if name.split(".")[0] == "open_clip"]:
+                del sys.modules[name]
+        if "open_clip" not in sys.modules:
+            absent = _OPEN_CLIP_OPTIONS - needs - sys.modules.keys()
+            with _without_compiler(), _missing(absent):
+                importlib.import_module("open_clip")
+        return sys.modules["open_clip"]
 
 
 def _lacks(needs: frozenset[str]) -> bool:

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from vidqa.compat import declare_torchvision_operators
 from vidqa.demo import questions, world
+from vidqa.demo.curves import draw_curves
 from vidqa.demo.draw import draw_backdrop, draw_things
 from vidqa.demo.lessons import near_copy
 from vidqa.demo.train_vlm import Stage, share_of_peak
@@ -177,6 +178,7 @@ def train(work: Path) -> None:
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").rename(checkpoint)
     save(model, tokenizer, work / "tiny-clip")
+    draw_curves([work / "clip.jsonl"], work / "tiny-clip" / "training.png")
 
 
 def _losses(

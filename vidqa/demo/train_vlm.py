@@ -147,7 +147,7 @@ class Stage:
 STAGES = {
     "see": Stage(steps=4000, batch=24, rate=2.5e-3),
     "read": Stage(steps=2400, batch=4, rate=2e-3, matrix_rate=0.01, warmup=100),
-    "answer": Stage(steps=1300, batch=4, rate=3e-4, matrix_rate=0.005, warmup=50),
+    "answer": Stage(steps=800, batch=4, rate=3e-4, matrix_rate=0.005, warmup=50),
 }
 
 

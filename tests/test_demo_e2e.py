@@ -57,6 +57,9 @@ def test_the_suite_measures_every_figure(settings: Settings) -> None:
     assert given > blind
 
 
-def test_the_suite_uses_held_out_films_only(settings: Settings) -> None:
+def test_the_suite_and_the_demo_use_held_out_films_of_their_own() -> None:
+    suite = range(evaluate.FIRST_SEED, evaluate.FIRST_SEED + evaluate.FILMS)
+    demo = range(show.FIRST_SEED, show.FIRST_SEED + show.FILMS)
+    assert not set(suite) & set(demo)
     assert world.split_of(show.FIRST_SEED) == "held-out"
     assert world.split_of(evaluate.FIRST_SEED) == "held-out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -268,6 +269,20 @@ def test_weights_of_half_precision_are_computed_with_in_float32(tiny: Path) -> N
     assert {one.dtype for one in load_file(tiny / WEIGHTS).values()} == {torch.float16}
     network = embed.OpenClipEmbedder("tiny", tiny, "cpu")._network
     assert {one.dtype for one in network.parameters()} == {torch.float32}
+
+
+def test_weights_are_mapped_and_open_clip_is_left_as_it_was(wide: Path, tmp_path: Path) -> None:
+    import open_clip
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(wide, tmp_path / "whole"))
+    whole = {name: one.float() for name, one in load_file(folder / WEIGHTS).items()}
+    save_file(whole, folder / WEIGHTS)
+    before = open_clip.factory.load_checkpoint
+    embedder = embed.OpenClipEmbedder("whole", folder, "cpu")
+    assert str(folder / WEIGHTS) in Path("/proc/self/maps").read_text("utf-8")
+    assert open_clip.factory.load_checkpoint is before
+    assert embedder.embed_texts(["a"]).shape[0] == 1
 
 
 # ---------------------------------------------------------------- int8, and the defaults' shapes

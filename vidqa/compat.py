@@ -57,7 +57,9 @@ def import_open_clip(needs: frozenset[str] = _OPEN_CLIP_OPTIONS) -> Any:
             for name in [name for name in sys.modules if name.split(".")[0] == "open_clip"]:
                 del sys.modules[name]
         if "open_clip" not in sys.modules:
-            absent = _OPEN_CLIP_OPTIONS - needs - sys.modules.keys()
+            # transformers asks once, when it is imported, whether there is a timm, and remembers.
+            spared = frozenset() if "transformers" in needs else _OPEN_CLIP_OPTIONS - needs
+            absent = spared - sys.modules.keys()
             with _without_compiler(), _missing(absent):
                 importlib.import_module("open_clip")
         return sys.modules["open_clip"]

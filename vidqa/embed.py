@@ -62,6 +62,8 @@ _BATCH = {"cpu": 8, "cuda": 256, "mps": 64}
 # Quantising smaller layers loses accuracy and gains no time.
 _INT8_MIN_WEIGHTS = 512 * 512
 _INT8_MIN_COSINE = 0.99
+# `_without_copies` changes a function of open_clip for a while: one model at a time.
+_loading = threading.Lock()
 # Blocks of the weights that go into their digest, spread evenly over the file.
 _DIGEST_BLOCKS, _DIGEST_BLOCK_BYTES = 256, 4096
 
@@ -85,7 +87,8 @@ def load_embedder(model: str, device: str = "auto", hub: str = "huggingface") ->
 
     `model` is a folder, the name of an open_clip model that comes with one set of weights,
     `NAME:PRETRAINED` for others, or `hf-hub:OWNER/NAME`. `device` is auto, cpu, cuda or mps;
-    `hub` is huggingface, modelscope or none. Raises ModelError.
+    `hub` is huggingface, modelscope or none. The weights are mapped into memory: while they are
+    in use the file may be replaced by another, but not be written into. Raises ModelError.
     """
     folder = find_folder(model, hub)
     return OpenClipEmbedder(model_name(model), folder, _resolve_device(device))
@@ -375,7 +378,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _load_network(folder: Path, config: dict[str, Any]) -> Any:
     try:
         open_clip = import_open_clip(_needs(config))
-        with _without_initialisation(), _without_copies(open_clip.factory):
+        with _loading, _without_initialisation(), _without_copies(open_clip.factory):
             # The custom class keeps the text tower in one module, which `_trimmed` needs.
             network = open_clip.create_model(f"{_LOCAL}{folder}", force_custom_text=True)
     except Exception as error:  # open_clip, timm, torch and safetensors each have their own
@@ -432,7 +435,7 @@ def _without_copies(factory: Any) -> Iterator[None]:
     """Makes the tensors of the weights' file, mapped into memory, the parameters themselves.
 
     What is not used is then never read: an ingest has no use for the text tower, nor a search for
-    the image tower. The file may be replaced meanwhile, as every download does, not overwritten.
+    the image tower.
     """
     load = factory.load_checkpoint
 

@@ -47,6 +47,7 @@ FIRST_WEIGHTS = {
     "colour": 3, "kind": 3, "motion": 3, "count": 1, "background": 4, "word": 2,
     "after": 3, "before": 3, "unanswerable": 3,
 }  # fmt: skip
+LATER_STEP = 1000  # of `read`
 LATER_WEIGHTS = FIRST_WEIGHTS | {"word": 8, "count": 3, "unanswerable": 4}
 
 

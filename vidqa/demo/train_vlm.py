@@ -38,6 +38,7 @@ from vidqa.demo.curves import draw_curves
 from vidqa.demo.lessons import (
     FIRST_WEIGHTS,
     IGNORE,
+    LATER_STEP,
     LATER_WEIGHTS,
     Batch,
     Encoder,
@@ -360,7 +361,7 @@ def _read_step(
     # More moments, and the constant system message, only once looking up works.
     encoder = Encoder(tokenizer, with_system=done >= 0.8)
     most = 3 if done < 0.55 else 5
-    weights = FIRST_WEIGHTS if step < 1000 else LATER_WEIGHTS
+    weights = FIRST_WEIGHTS if step < LATER_STEP else LATER_WEIGHTS
     contexts = [sample_context(rng, most, 8, weights) for _ in range(stage.batch)]
     batch = encoder.batch(contexts)
     table = model.model.language_model.embed_tokens.weight.detach()

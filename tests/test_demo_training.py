@@ -176,6 +176,19 @@ def test_a_question_without_an_answer_points_at_the_first_token(
     assert made[1].decode([int(batch.labels[0, pointers.places[0]])]) == "Not"
 
 
+def test_a_thing_that_no_cell_shows_is_not_pointed_at(made: tuple[Any, Any, Any]) -> None:
+    context = next(one for one in map(context_of, range(100)) if len(one.questions) > 1)
+    answerable = [one for one in context.questions if one.thing is not None]
+    vain = lessons.sample_context(random.Random(0), 1, 40).questions
+    none = next(one for one in vain if one.thing is None)
+    context = replace(context, questions=[*answerable, none])
+    batch = lessons.Encoder(made[1]).batch([context])
+    cells = lessons.sample_cells(random.Random(0), [context])
+    cells["kind"][:] = -1
+    pointers = lessons.point(batch, [context], cells)
+    assert pointers.anchor.nonzero().tolist() == [[0, 0]]
+
+
 def test_looking_where_told_costs_nothing_and_looking_away_costs_much() -> None:
     told = torch.tensor([[True, True, False]])
     pointers = lessons.Pointers(torch.tensor([0]), torch.tensor([0]), told, told)

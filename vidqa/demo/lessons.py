@@ -268,6 +268,7 @@ def point(batch: Batch, contexts: Sequence[Context], cells: Cells) -> Pointers:
     """Where the things asked about are, for moments that show `cells`.
 
     A question without an answer points at the first token of all, where there is nothing to see.
+    One about a thing that other things crowd out of every cell has no pointers.
     """
     length = batch.input_ids.shape[1]
     found: list[tuple[int, int, Tensor, Tensor]] = []
@@ -284,6 +285,8 @@ def point(batch: Batch, contexts: Sequence[Context], cells: Cells) -> Pointers:
             if looks is None:
                 nothing = _mask(length, torch.tensor(0))
                 found.append((row, places[0], nothing, nothing))
+                continue
+            if not looks[0].any():
                 continue
             thing, answer, cited = (_mask(length, visual[look]) for look in looks)
             number = len(places) - batch.tail

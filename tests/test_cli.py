@@ -45,6 +45,35 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDQA_RUNTIME_DIR", str(tmp_path / "runtime"))
 
 
+def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The `vidqa` script in a process of its own."""
+    code = "from vidqa.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--nope", "x"], "No such option: --nope"),
+        (["search"], "Missing argument 'QUERY'."),
+        (["nope"], "No such command 'nope'."),
+    ],
+)
+def test_wrong_usage_is_an_object_with_json(arguments: list[str], message: str) -> None:
+    done = script(*arguments, "--json")
+    told = json.loads(done.stdout)
+    assert (told["event"], told["error"], told["exit_code"]) == ("error", "UsageError", 2)
+    assert told["message"].startswith(message)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_other_ends_of_a_command_keep_their_exit_codes_with_json() -> None:
+    assert script("ls", "--json", "--index", "nowhere").returncode == 1
+    assert script("ls", "--json", "--help").returncode == 0
+
+
 # ---------------------------------------------------------------- help
 
 

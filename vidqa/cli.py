@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
-from vidqa.command import Run, verb
+from vidqa.command import Run, tell, verb
 from vidqa.errors import UsageError
 
 FAILED = 1
@@ -444,8 +444,15 @@ def _tell_tenths(run: Run, stage: str, done: int, total: int) -> None:
 
 
 def main() -> None:
-    """The entry point of the `vidqa` script."""
-    app()
+    """The entry point of the `vidqa` script; with --json, wrong usage is told as an object too."""
+    if "--json" not in sys.argv[1:]:
+        app()
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        code = UsageError.exit_code
+        tell("UsageError", " ".join(error.format_message().split()), code, json=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

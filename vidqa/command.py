@@ -185,7 +185,7 @@ def exit_codes(*, json: bool, verbose: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
-        _tell("Interrupted", "interrupted; what was finished is kept", INTERRUPTED, json=json)
+        tell("Interrupted", "interrupted; what was finished is kept", INTERRUPTED, json=json)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if verbose:
@@ -193,7 +193,7 @@ def exit_codes(*, json: bool, verbose: bool) -> Iterator[None]:
         ours = isinstance(error, VidqaError)
         code = error.exit_code if isinstance(error, VidqaError) else VidqaError.exit_code
         name = type(error).__name__ if ours else "InternalError"
-        _tell(name, str(error) if ours else _unexpected(error), code, json=json)
+        tell(name, str(error) if ours else _unexpected(error), code, json=json)
         raise typer.Exit(code) from None
 
 
@@ -205,7 +205,8 @@ def _unexpected(error: Exception) -> str:
     )
 
 
-def _tell(name: str, message: str, exit_code: int, *, json: bool) -> None:
+def tell(name: str, message: str, exit_code: int, *, json: bool) -> None:
+    """An error as one line on stderr, or with `json` as an object on stdout."""
     if json:
         event = {"event": "error", "error": name, "message": message, "exit_code": exit_code}
         print(jsonlib.dumps(event), flush=True)

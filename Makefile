@@ -40,7 +40,7 @@ test: lint fast
 	$(BIN)/pytest -m e2e
 
 fast: $(STAMP)
-	$(BIN)/pytest -m "not e2e"
+	$(BIN)/pytest -n auto -m "not e2e"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -199,3 +199,42 @@ def test_a_proxy_never_sees_our_own_engine(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_key_is_not_in_the_error_that_it_causes() -> None:
     assert_refused("^((?!hunter2).)*$", FakeEndpoint(api_key="right"), key="hunter2")
+
+
+@pytest.mark.parametrize("key", ["right\n", " right", "right\r\n"])
+def test_white_space_around_a_key_is_no_part_of_it(key: str) -> None:
+    with (
+        FakeEndpoint(api_key="right") as endpoint,
+        VlmClient(endpoint.base_url, key, "fake-vl") as client,
+    ):
+        assert "".join(client.stream(QUESTION)) == "It is red [1]."
+
+
+@pytest.mark.parametrize("key", ["hunter2\nhunter2", "hunter2é", "hunter2\x00"])
+def test_a_key_that_cannot_be_sent_is_an_error_that_does_not_show_it(key: str) -> None:
+    with pytest.raises(EndpointError, match=r"^((?!hunter2).)*VIDQA_API_KEY((?!hunter2).)*$"):
+        VlmClient("http://127.0.0.1:9/v1", key)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:hunter2@127.0.0.1:9/v1", "http://me:hunter2@127.0.0.1:abc"]
+)
+def test_a_password_in_the_address_is_in_no_error(address: str) -> None:
+    with (
+        pytest.raises(EndpointError, match=r"^((?!hunter2).)*$"),
+        VlmClient(address, model="x") as client,
+    ):
+        list(client.stream(QUESTION))
+
+
+def test_a_password_in_the_address_is_sent_and_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    with FakeEndpoint() as endpoint:
+        address = endpoint.base_url.replace("//", "//me:hunter2@")
+        with VlmClient(address) as client:
+            list(client.stream(QUESTION))
+        assert client.base_url == endpoint.base_url
+        assert client._http.auth is not None
+    assert "hunter2" not in caplog.text

@@ -55,18 +55,20 @@ class VlmClient:
         *,
         read_seconds: float = READ_SECONDS,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
         self.usage = TokenCount()
         self._model = model
         self._takes_video = True
         try:
+            # The address is in error texts and in httpx's log: without the password it may hold.
+            self.base_url, password = _without_password(base_url.rstrip("/"))
             self._http = httpx.Client(
-                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                headers=_key_header(api_key),
+                auth=password,
                 timeout=httpx.Timeout(read_seconds, connect=CONNECT_SECONDS),
                 trust_env=not _is_loopback(self.base_url),  # a proxy must not see our own engine
             )
         except (ValueError, httpx.InvalidURL) as error:
-            raise EndpointError(f"{base_url}: {error}") from error
+            raise EndpointError(f"{base_url.rpartition('@')[2]}: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -311,6 +313,26 @@ def _reason_in(answer: Any) -> str:
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _MAX_REASON_CHARACTERS else line[:_MAX_REASON_CHARACTERS] + "…"
+
+
+def _without_password(base_url: str) -> tuple[str, tuple[str, str] | None]:
+    """An address without `user:password@`, and those two, which are sent in a header instead."""
+    url = httpx.URL(base_url)
+    if not url.userinfo:
+        return base_url, None
+    return str(url.copy_with(userinfo=b"")), (url.username, url.password)
+
+
+def _key_header(api_key: str | None) -> dict[str, str]:
+    """A key that was read from a file ends in a line break, which is no part of it."""
+    key = (api_key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        # httpx would say so as well, and show the key.
+        raise EndpointError(
+            "the key holds characters that no request can carry; printable ASCII is allowed: "
+            "give it with VIDQA_API_KEY"
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _is_loopback(base_url: str) -> bool:

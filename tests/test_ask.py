@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,3 +303,12 @@ def test_a_clip_outside_the_video_is_nothing_found(
 def test_a_whole_video_and_a_clip_at_once_are_refused() -> None:
     with pytest.raises(UsageError, match="choose one"):
         AskOptions(whole="a.mp4", clip=("a", 0.0, 1.0))
+
+
+@pytest.mark.parametrize("shown", [{"whole": "a.mp4"}, {"clip": ("a", 0.0, 1.0)}])
+@pytest.mark.parametrize("filters", [{"video_glob": "b*"}, {"where": "fps > 1"}])
+def test_a_filter_beside_what_is_shown_without_a_search_is_refused(
+    shown: dict[str, Any], filters: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=r"restricts a search, and .* needs none: leave one out"):
+        AskOptions(**shown, **filters)

@@ -61,6 +61,12 @@ class AskOptions:
     def __post_init__(self) -> None:
         if self.whole is not None and self.clip is not None:
             raise UsageError("a whole video and a clip at once: choose one")
+        given = "--whole" if self.whole is not None else "a clip" if self.clip is not None else ""
+        for flag, value in (("--video", self.video_glob), ("--where", self.where)):
+            if given and value is not None:
+                raise UsageError(
+                    f"{flag} {value!r} restricts a search, and {given} needs none: leave one out"
+                )
         if self.clip is not None and not 0 <= self.clip[1] < self.clip[2]:
             raise UsageError(f"clip {self.clip}: 0 <= start < end is required")
 

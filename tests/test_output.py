@@ -76,3 +76,7 @@ def test_on_a_terminal_every_video_in_hand_has_a_bar_and_there_is_one_for_all(
     assert "a[red].mp4" in screen.getvalue()
     assert "12.0 x" in screen.getvalue()
     assert "ingested  /v/a[red].mp4" in capsys.readouterr().out
+
+
+def test_a_name_with_a_line_break_stays_on_its_line() -> None:
+    assert name_of("/v/a\nfailed  b\tc.mp4") == "/v/a\\nfailed  b\\tc.mp4"

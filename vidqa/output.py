@@ -115,7 +115,11 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def name_of(path: str) -> str:
-    """A path as a person would type it here: relative where it lies below this folder."""
+    """A path as a person would type it here: relative where it lies below this folder.
+
+    On one line, so that no name can pass for another row.
+    """
+    path = path.replace("\n", "\\n").replace("\t", "\\t")
     try:
         relative = os.path.relpath(path)
     except (OSError, ValueError):

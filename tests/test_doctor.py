@@ -12,6 +12,7 @@ import pytest
 from vidqa import doctor, engine
 from vidqa.config import Settings
 from vidqa.doctor import INSTALL_CPU, INSTALL_GPU, Finding, examine
+from vidqa.errors import EngineError
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +150,23 @@ def test_no_library_yet_is_a_note_with_the_next_step() -> None:
 def test_a_folder_that_is_no_library_is_a_problem(tmp_path: Path) -> None:
     index = found("index", index=tmp_path)
     assert (index.state, index.mend) == ("problem", "choose another folder: --index DIR")
+
+
+def test_a_fault_in_one_check_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert found("index").state == "problem"
+    assert "Permission denied" in found("index").found
+    assert found("engine").state == "ok"
+
+
+def test_a_runtime_folder_that_others_may_read_is_mended_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise EngineError("/run/vidqa: others may read or write the engine's state here")
+
+    monkeypatch.setattr(engine, "status", refuse)
+    assert found("engine").mend == "another folder for its state: VIDQA_RUNTIME_DIR=DIR"

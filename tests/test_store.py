@@ -275,3 +275,28 @@ def test_the_columns_named_in_an_error_are_those_of_the_view(store: Store) -> No
     with duckdb.connect(str(store.path), read_only=True) as connection:
         names = [row[0] for row in connection.execute("DESCRIBE moments").fetchall()]
     assert ", ".join(names) == MOMENT_COLUMNS
+
+
+def test_a_file_that_is_no_database_is_an_error_with_the_next_step(tmp_path: Path) -> None:
+    (tmp_path / "store.duckdb").write_bytes(b"not a database" * 1000)
+    with pytest.raises(LibraryError, match=r"restore a backup, or delete .* and ingest again$"):
+        Store(tmp_path / "store.duckdb").open()
+
+
+def test_a_file_with_a_damaged_block_is_an_error_with_the_next_step(store: Store) -> None:
+    with store.path.open("r+b") as file:
+        file.seek(20_000)
+        file.write(b"damage" * 30_000)
+    with pytest.raises(LibraryError, match=r"restore a backup, or delete .* and ingest again$"):
+        store.open()
+
+
+def test_a_file_that_cannot_be_written_is_an_error_with_the_next_step(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise duckdb.IOException('IO Error: Cannot open file "x": Read-only file system')
+
+    monkeypatch.setattr(duckdb, "connect", refuse)
+    with pytest.raises(LibraryError, match=r"Read-only file system; it must be readable and, to "):
+        add(store, "a")

@@ -218,3 +218,14 @@ def test_without_a_hub_a_name_is_an_error_that_says_so() -> None:
 def test_modelscope_without_its_package_is_an_error_with_the_command() -> None:
     with pytest.raises(MissingExtra, match="uv pip install modelscope"):
         find_weights("Qwen/Qwen2-VL-2B-Instruct", "modelscope")
+
+
+@pytest.mark.parametrize("model", ["a b/c", "Qwen/-VL", "Qwen/VL--2B"])
+def test_a_name_that_no_hub_can_have_is_an_error_with_the_ways_out(
+    hub: RecordedHub, model: str
+) -> None:
+    with pytest.raises(
+        ModelError, match="no such folder, and no name on a hub; name a folder with --model PATH"
+    ):
+        find_weights(model)
+    assert hub.asked == []

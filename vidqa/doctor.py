@@ -60,7 +60,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _index,
     )
     for check in checks:
-        yield from check(settings)
+        try:
+            yield from check(settings)
+        except OSError as error:  # such as a folder that may not be looked into
+            mend = f"make it readable: {error.filename}" if error.filename else None
+            yield Finding(check.__name__.strip("_"), "problem", str(error), mend)
 
 
 def installed(distribution: str) -> str | None:
@@ -293,7 +297,8 @@ def _engine(settings: Settings) -> Iterator[Finding]:
     try:
         status = engine.status()
     except VidqaError as error:
-        yield Finding("engine", "problem", str(error), "vidqa engine stop")
+        mend = "another folder for its state: VIDQA_RUNTIME_DIR=DIR"
+        yield Finding("engine", "problem", str(error), mend)
         return
     if status is None:
         yield Finding("engine", "ok", "not running; the first question starts it")

@@ -231,6 +231,23 @@ def _busy(path: Path, error: Exception | None) -> LibraryBusy:
     )
 
 
+def _unopened(path: Path, error: Exception) -> str:
+    """DuckDB says so of files that it may not open, and of those that are no database."""
+    if "Cannot open file" not in str(error):
+        return _damaged(path, error)
+    return (
+        f"{path}: cannot be opened: {first_line(error)}; it must be readable and, to ingest, "
+        "writable with its folder"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path}: is damaged: {first_line(error)}; restore a backup, or delete {path.parent} and "
+        "ingest again"
+    )
+
+
 def _connect(path: Path, *, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
     """Opens the file, trying again while another process holds it."""
     import duckdb
@@ -242,11 +259,11 @@ def _connect(path: Path, *, read_only: bool, deadline: float) -> duckdb.DuckDBPy
             return duckdb.connect(str(path), read_only=read_only, config=config)
         except (duckdb.IOException, duckdb.ConnectionException) as error:
             if not _is_locked(error) and not isinstance(error, duckdb.ConnectionException):
-                raise LibraryError(f"{path}: cannot be opened: {first_line(error)}") from error
+                raise LibraryError(_unopened(path, error)) from error
             if time.monotonic() + pause_seconds > deadline:
                 raise _busy(path, error) from error
         except duckdb.Error as error:
-            raise LibraryError(f"{path}: not a readable store: {first_line(error)}") from error
+            raise LibraryError(_damaged(path, error)) from error
         # Jitter, so that many waiting readers do not keep a writer out in step.
         time.sleep(pause_seconds * random.uniform(0.5, 1.5))
         pause_seconds = min(pause_seconds * 1.6, 0.25)

@@ -78,7 +78,7 @@ def _missing_weights(folder: Path) -> str:
 def _fetch_huggingface(name: str, revision: str | None, on_stage: Callable[[str], None]) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     def snapshot(*, local: bool) -> Path:
         return Path(
@@ -98,6 +98,8 @@ def _fetch_huggingface(name: str, revision: str | None, on_stage: Callable[[str]
             return found
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise ModelError(f"{name}: no such folder, and no name on a hub; {_ways_out()}") from error
     where = f"in {constants.HF_HUB_CACHE}"
     if constants.HF_HUB_OFFLINE:
         raise ModelError(f"{name}: not {where}, and HF_HUB_OFFLINE is set; {_ways_out()}")

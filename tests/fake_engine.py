@@ -44,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main(lock_fd: int, idle_seconds: float, flags: list[str]) -> None:
+    if MODE == "late":
+        time.sleep(1.0)
     detach(lock_fd)
     stop_when_idle(idle_seconds, ACTIVITY)
     say("flags: " + " ".join(flags))

@@ -255,6 +255,28 @@ def test_a_process_id_left_behind_is_not_taken_for_an_engine(folder: Path) -> No
     assert not engine.stop(folder)
 
 
+def test_one_that_has_not_said_who_it_is_is_not_taken_for_the_one_before(
+    options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ENGINE", "late")
+    engine.private_folder(folder)
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+    )
+    (folder / "alive.lock").write_text(str(stranger.pid))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(start, options, folder)
+            assert wait_until(lambda: engine._is_alive(folder))
+            assert engine.stop(folder)
+            with pytest.raises(EngineError, match="it has ended"):
+                starting.result(30)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
 def test_an_engine_whose_state_is_damaged_is_replaced(options: EngineOptions, folder: Path) -> None:
     first = start(options, folder)
     (folder / "engine.json").write_text("{")

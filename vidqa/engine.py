@@ -291,6 +291,8 @@ def _start(options: EngineOptions, digest: str, folder: Path, program: Sequence[
     with (folder / "alive.lock").open("a") as lock, log.open("wb") as output:
         # `status` may probe the lock at this very moment, so wait for it rather than fail.
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # The id of the engine before may be another process's by now: nobody may take it for ours.
+        lock.truncate(0)
         idle_seconds = str(options.idle_minutes * 60)
         subprocess.run(
             [
@@ -326,7 +328,7 @@ def _end(folder: Path) -> None:
     """Ends the living engine, if there is one: asks it to, then ends its whole process group."""
     if not _is_alive(folder):
         return
-    pid = _pid(folder)
+    pid = _written_pid(folder)
     if pid:
         _signal(os.kill, pid, signal.SIGTERM)
     if _gone(folder, STOP_SECONDS):
@@ -338,6 +340,14 @@ def _end(folder: Path) -> None:
             f"the engine, process {pid or 'unknown'}, does not end; see who holds it: "
             f"fuser -v {folder / 'alive.lock'}"
         )
+
+
+def _written_pid(folder: Path) -> int:
+    """The id of the living engine, waited for where it has only just begun; 0 when none comes."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while not (pid := _pid(folder)) and _is_alive(folder) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS / 5)
+    return pid
 
 
 def _signal(send: Callable[[int, int], None], pid: int, number: int) -> None:

@@ -331,19 +331,19 @@ def compare(video: Path, model: Path) -> None:
     counted = measure("packets", video=str(video)).result
     print(f"\n{video.name}: {len(seconds)} pictures, {len(ours.result['cuts'])} cuts")
     print(f"{'':6}{'CPU s':>8}{'less load':>11}{'peak MB':>9}{'worker MB':>11}  cuts as C")
+    less = {
+        way: one.cpu_seconds - loads["load C" if "C" in way else "load"].cpu_seconds
+        for way, one in {**loads, **ways}.items()
+    }
     for way, one in {**loads, **ways}.items():
-        less = one.cpu_seconds - loads["load C" if "C" in way else "load"].cpu_seconds
         cuts = same_cuts(one.result["cuts"], ours.result["cuts"]) if one.result else ""
         print(
-            f"{way:6}{one.cpu_seconds:8.1f}{less:11.1f}{one.peak_mb:9.0f}"
+            f"{way:6}{one.cpu_seconds:8.1f}{less[way]:11.1f}{one.peak_mb:9.0f}"
             f"{one.worker_peak_mb:11.0f}  {cuts}"
         )
     for way in "AB":
         whole = ways[way].cpu_seconds / ours.cpu_seconds
-        less = (ways[way].cpu_seconds - loads["load"].cpu_seconds) / (
-            ours.cpu_seconds - loads["load C"].cpu_seconds
-        )
-        print(f"{way}/C {whole:.1f} (less load: {less:.1f})")
+        print(f"{way}/C {whole:.1f} (less load: {less[way] / less['C']:.1f})")
     print(f"packets decoded per packet: {counted['decoded'] / counted['read']:.3f}")
 
 

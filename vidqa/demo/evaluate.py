@@ -108,11 +108,9 @@ def prepare(
     if report.failures:
         raise VidqaError(f"{report.failures[0].path}: {report.failures[0].error}")
     on_progress("ingesting films", len(paths), len(paths))
-    names = {film.name for film in made}
-    for row in library.videos():
-        if Path(row.video.path).name not in names:
-            library.remove(row.video.video_id)
     ids = {Path(row.video.path).name: row.video.video_id for row in library.videos()}
+    for name in ids.keys() - {film.name for film in made}:
+        library.remove(ids.pop(name))
     return Playground(made, tuple(asked), tuple(queries), ids)
 
 

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vidqa.demo import questions, tiny_vlm, world
-from vidqa.demo.sight import CELLS, GROUPS, PAIRS, Cells, cell_labels
+from vidqa.demo.sight import CELLS, PAIRS, Cells, cell_labels, stacked
 from vidqa.demo.tiny_vlm import CELL_COLUMNS, CELL_ROWS
 from vidqa.prompt import SYSTEM, subtitle_line, time_range
 from vidqa.types import TextSpan
@@ -134,7 +133,7 @@ def sample_cells(rng: random.Random, contexts: Sequence[Context]) -> Cells:
         for scene in context.shown
         for progress in (rng.uniform(0.1, 0.35), rng.uniform(0.65, 0.9))
     ]
-    return {group: torch.from_numpy(np.stack([one[group] for one in labels])) for group in GROUPS}
+    return stacked(labels)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,13 @@ def cell_labels(scene: world.WorldScene, progress: float) -> dict[str, NDArray[n
     return labels
 
 
+def stacked(labels: Sequence[dict[str, NDArray[np.int64]]]) -> dict[str, Tensor]:
+    """Labels of many pictures, per group one tensor with a row for each."""
+    return {
+        group: torch.from_numpy(np.stack([one[group] for one in labels])) for group in labels[0]
+    }
+
+
 def _cell_shares(box: tuple[float, float, float, float]) -> NDArray[np.float64]:
     """How much of a box lies in each cell, row by row."""
     left, top, right, bottom = box
@@ -235,7 +242,7 @@ class Sight:
     """Moments as pixels, and what is to be seen in them."""
 
     frames: Tensor  # uint8 (moments, 2 * pairs, H, W, 3)
-    cells: dict[str, Tensor]  # (moments * pairs, cells)
+    cells: Cells
     patches: dict[str, Tensor]  # (moments * pairs, patches)
 
 
@@ -253,12 +260,10 @@ def sample_sight(
         for scene, row in zip(scenes, times, strict=True)
         for pair in range(pairs)
     ]
-    cells = [cell_labels(*middle) for middle in middles]
-    patches = [patch_labels(*middle) for middle in middles]
     return Sight(
         frames=torch.from_numpy(np.stack(frames)),
-        cells={g: torch.from_numpy(np.stack([one[g] for one in cells])) for g in GROUPS},
-        patches={g: torch.from_numpy(np.stack([one[g] for one in patches])) for g in PATCH_CLASSES},
+        cells=stacked([cell_labels(*middle) for middle in middles]),
+        patches=stacked([patch_labels(*middle) for middle in middles]),
     )
 
 

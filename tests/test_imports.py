@@ -19,7 +19,7 @@ LAYERS = [
     {"compat", "containers", "engine_gate", "engine_log", "engine_options", "picture_files"},
     {"pictures"},
     {"config", "discover", "embed", "engine", "frames", "index", "probe", "prompt", "scenes"}
-    | {"select", "store", "texts", "vlm", "weights"},
+    | {"conversation", "select", "store", "texts", "vlm", "weights"},
     {"command", "engine_main", "library", "report", "worker", "finetune.dataset"},
     {"doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask"},

@@ -165,6 +165,17 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionImage:
+    """A picture that belongs to a query or a question.
+
+    `pixels` is uint8 (H, W, 3), RGB, at the embedder's input size; `jpeg` is what the model sees.
+    """
+
+    pixels: NDArray[np.uint8]
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ShownMoment:
     """A moment with the pictures chosen from it; `n` is its number in the prompt, from 1."""
 
@@ -187,11 +198,15 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one answer cost: tokens as the endpoint counted them, frames as they were shown."""
+    """What one answer cost: tokens as the endpoint counted them, frames as they were shown.
+
+    `cached_tokens` are those of the prompt that the endpoint had read before.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     frames: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

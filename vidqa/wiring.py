@@ -93,14 +93,14 @@ def ingest_options(settings: Settings) -> IngestOptions:
 def ask_options(settings: Settings, **chosen: Any) -> AskOptions:
     """`chosen` are the fields of `AskOptions` that are no settings, like `video_glob`."""
     from vidqa.ask import AskOptions
+    from vidqa.vlm import Sampling
 
     return AskOptions(
         k=settings.k,
         max_frames=settings.max_frames,
         frames_per_moment=settings.frames_per_moment,
         max_pixels=settings.max_pixels,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
+        sampling=Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         **chosen,
     )
 

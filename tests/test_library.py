@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import library_parts
 import numpy as np
 import pytest
-from library_parts import RECIPE, SPEC, add, batch, jpeg, scenes, vectors, video
+from library_parts import RECIPE, SPEC, add, batch, jpeg, scenes, start_writer, vectors, video
 
 from vidqa import library as library_module
 from vidqa.errors import EmbedderMismatch, LibraryError, UsageError
@@ -33,15 +29,6 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def library(empty: Path, tmp_path: Path) -> Library:
     return Library.open(Path(shutil.copytree(empty, tmp_path / "index")))
-
-
-def start_writer(folder: Path, prefix: str, count: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, library_parts.__file__, str(folder), prefix, str(count)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
 
 
 def check_whole(library: Library, name: str, frames: int) -> None:
@@ -413,6 +400,15 @@ def test_threads_of_one_process_take_turns(library: Library) -> None:
         thread.join()
     assert errors == []
     assert len(library.videos()) == 6
+
+
+def test_a_following_library_searches_what_another_process_has_added(library: Library) -> None:
+    add(library, "a", frames=6)
+    follower = Library.open(library.folder, follow=True)
+    assert len(follower.search(vectors("a", 1)[0], 100)) == 6
+    start_writer(library.folder, "b", 2).communicate()
+    assert len(follower.search(vectors("a", 1)[0], 100)) == 18
+    assert len(follower.videos()) == 3
 
 
 def test_the_pictures_of_a_draft_in_hand_are_not_swept(library: Library) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from library_parts import DIMENSION, RECIPE, SPEC, scenes, vectors, video
 
+from vidqa import database
 from vidqa import store as store_module
 from vidqa.errors import LibraryBusy, LibraryError, UsageError
 from vidqa.store import MIGRATIONS, MOMENT_COLUMNS, FrameRows, Store
@@ -40,6 +41,12 @@ def filled(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     add(store, "a", texts=(TextSpan(2.5, 3, "hello there"),))
     add(store, "b")
     return store
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["file", "copy"])
+def read(request: pytest.FixtureRequest, filled: Store) -> Store:
+    """The same, read from the file and from a copy in memory."""
+    return Store(filled.path, follow=request.param)
 
 
 def add(store: Store, name: str, frames: int = 4, texts: tuple[TextSpan, ...] = ()) -> None:
@@ -149,7 +156,7 @@ def test_a_store_that_stays_locked_is_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere.append(duckdb.connect(str(store.path)))
-    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     with pytest.raises(LibraryBusy, match="has held the library for more than"):
         add(store, "a")
 
@@ -167,10 +174,11 @@ def test_a_store_that_stays_locked_is_busy(
         ("scene_index IN (SELECT max(scene_index) FROM scenes)", 4),
         ("start_seconds = 0 -- a remark", 4),
         ("false", 0),
+        ("EXISTS (SELECT * FROM frames WHERE frames.vector[1] > 9)", 0),
     ],
 )
-def test_where_chooses_frames_by_their_scene(filled: Store, where: str, count: int) -> None:
-    assert len(filled.frames_where(where)) == count
+def test_where_chooses_frames_by_their_scene(read: Store, where: str, count: int) -> None:
+    assert len(read.frames_where(where)) == count
 
 
 @pytest.mark.parametrize(
@@ -199,16 +207,16 @@ def test_where_chooses_frames_by_their_scene(filled: Store, where: str, count: i
     ],
 )
 def test_where_that_is_no_plain_expression_is_refused(
-    filled: Store, tmp_path: Path, where: str
+    read: Store, tmp_path: Path, where: str
 ) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("a,b\n1,2\n")
-    before = filled.path.read_bytes()
+    before = read.path.read_bytes()
     with pytest.raises(UsageError, match=r"--where .* columns video_id, path, name"):
-        filled.frames_where(where.replace("{file}", str(secret)))
-    assert filled.path.read_bytes() == before
+        read.frames_where(where.replace("{file}", str(secret)))
+    assert read.path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
-    assert [path.name for path in filled.path.parent.iterdir()] == ["store.duckdb"]
+    assert [path.name for path in read.path.parent.iterdir()] == ["store.duckdb"]
 
 
 @pytest.mark.parametrize(
@@ -228,21 +236,19 @@ def test_where_that_is_no_plain_expression_is_refused(
     ],
 )
 def test_even_a_statement_could_do_no_harm_on_the_connection(
-    filled: Store, tmp_path: Path, statement: str
+    read: Store, tmp_path: Path, statement: str
 ) -> None:
     """The parser is the first wall; this is the second."""
-    with filled._open(read_only=True) as connection, pytest.raises(duckdb.Error):
+    with read._connected() as connection, pytest.raises(duckdb.Error):
         connection.execute(statement.replace("{folder}", str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_that_takes_too_long_is_stopped(
-    filled: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_that_takes_too_long_is_stopped(read: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "WHERE_SECONDS", 0.3)
     endless = "(SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b) > 0"
     with pytest.raises(UsageError, match=r"took more than 0.3 seconds; make it simpler"):
-        filled.frames_where(endless)
+        read.frames_where(endless)
 
 
 # ---------------------------------------------------------------- the documented schema

@@ -73,11 +73,18 @@ class Library:
     Methods may be called from several threads, and several processes may use one folder.
     """
 
-    def __init__(self, folder: Path, spec: EmbedderSpec, pictures_at: PicturesAt | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: EmbedderSpec,
+        pictures_at: PicturesAt | None,
+        *,
+        follow: bool = False,
+    ) -> None:
         self.folder = folder
         self.spec = spec
         self._pictures_at = pictures_at
-        self._store = Store(folder / STORE)
+        self._store = Store(folder / STORE, follow=follow)
         self._index = _FollowingIndex(folder / INDEX, self._store)
 
     @classmethod
@@ -88,12 +95,15 @@ class Library:
         *,
         create: bool = False,
         pictures_at: PicturesAt | None = None,
+        follow: bool = False,
     ) -> Library:
         """Opens the library in `folder`, or makes one there with `create`.
 
         With `spec`, raises EmbedderMismatch unless the library was made with that embedder.
-        `pictures_at` makes pictures that are no longer kept. Raises LibraryError when there is
-        no library, when the folder belongs to something else, or when it is damaged.
+        `pictures_at` makes pictures that are no longer kept. `follow` is for a process that lives
+        long: it reads from a copy in memory that follows every commit (vidqa.store). Raises
+        LibraryError when there is no library, when the folder belongs to something else, or when
+        it is damaged.
         """
         store = Store(folder / STORE)
         if create and spec is not None:
@@ -104,7 +114,7 @@ class Library:
         stored = store.open()
         if spec is not None:
             check_embedder(stored, spec, folder)
-        return cls(folder, stored, pictures_at)
+        return cls(folder, stored, pictures_at, follow=follow)
 
     @property
     def generation(self) -> int:

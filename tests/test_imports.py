@@ -21,6 +21,7 @@ LAYERS = [
     {"pictures"},
     {"config", "discover", "embed", "engine", "frames", "index", "probe", "prompt", "scenes"}
     | {"select", "store", "texts", "vlm", "weights"},
+    {"following"},
     {"command", "engine_main", "library", "report", "worker", "finetune.dataset"},
     {"doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask"},

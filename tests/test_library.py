@@ -411,6 +411,36 @@ def test_a_following_library_searches_what_another_process_has_added(library: Li
     assert len(follower.videos()) == 3
 
 
+def test_searches_of_several_threads_run_side_by_side(library: Library) -> None:
+    add(library, "a")
+    both = threading.Barrier(2, timeout=10)
+    index = library._index
+
+    def search() -> None:
+        with index._followed():
+            both.wait()
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not both.broken
+
+
+def test_an_index_takes_in_new_frames_only_while_nobody_searches(library: Library) -> None:
+    add(library, "a")
+    library.search(vectors("a", 1)[0], 1)
+    with library._index._followed() as index:
+        add(library, "b")
+        follower = threading.Thread(target=library.search, args=(vectors("b", 1)[0], 1))
+        follower.start()
+        follower.join(0.3)
+        assert (follower.is_alive(), len(index)) == (True, 4)
+    follower.join()
+    assert len(index) == 8
+
+
 def test_the_pictures_of_a_draft_in_hand_are_not_swept(library: Library) -> None:
     with library.draft() as draft:
         draft.append(batch("a", 4).seconds, vectors("a", 4), batch("a", 4).jpegs)

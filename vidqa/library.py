@@ -19,38 +19,24 @@ store by its generation. This module decodes, embeds and prints nothing.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import secrets
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vidqa import index as vector_index
 from vidqa import picture_files
 from vidqa.errors import LibraryError, UsageError
-from vidqa.index import FrameIndex, IndexHeader
+from vidqa.following import FollowingIndex
 from vidqa.picture_files import PictureWriter
-from vidqa.store import (
-    Extent,
-    Failure,
-    FrameRows,
-    SceneKey,
-    Store,
-    VideoRow,
-    check_embedder,
-)
+from vidqa.store import Failure, FrameRows, SceneKey, Store, VideoRow, check_embedder
 from vidqa.types import EmbedderSpec, FrameBatch, FrameHit, Moment, Picture, Scene, TextSpan, Video
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 MANIFEST, STORE, INDEX, PICTURES = "manifest.json", "store.duckdb", "index.faiss", "frames"
 LAYOUT = 1
@@ -58,10 +44,6 @@ LAYOUT = 1
 # About 700 hours of video at one 25 KB picture a second is 60 GB; beyond, the videos ingested
 # first lose their pictures, which one decode of the file can make again.
 PICTURES_LIMIT_BYTES = 60 * 10**9
-# An index with more dead frames than this part of it is built anew.
-DEAD_LIMIT = 0.2
-# New frames that a search finds beyond the saved index, before it saves what it has.
-UNSAVED_FRAMES, UNSAVED_PART = 5_000, 0.05
 
 PicturesAt = Callable[[str, Sequence[float]], list[Picture]]
 """Decodes the pictures at some times of a file: `vidqa.frames.pictures_at`."""
@@ -85,7 +67,7 @@ class Library:
         self.spec = spec
         self._pictures_at = pictures_at
         self._store = Store(folder / STORE, follow=follow)
-        self._index = _FollowingIndex(folder / INDEX, self._store)
+        self._index = FollowingIndex(folder / INDEX, self._store)
 
     @classmethod
     def open(
@@ -339,102 +321,6 @@ class Draft:
             picture_offset=np.array(self._offsets, np.int64)[order] if kept else None,
             picture_bytes=np.array(self._sizes, np.int64)[order] if kept else None,
         )
-
-
-class _FollowingIndex:
-    """The index of one library as this process holds it: it follows the store by its generation.
-
-    What came since is added, what went is filtered out, and when either is much the index is
-    built anew. A file that cannot be written (a read-only disk) only costs the next process time.
-    """
-
-    def __init__(self, path: Path, store: Store) -> None:
-        self._path = path
-        self._store = store
-        self._turn = threading.Lock()
-        self._index: FrameIndex | None = None
-        self._seen: tuple[int, ...] = ()
-        # The ids that are still in the store, or None when all of the index are.
-        self._alive: NDArray[np.int64] | None = None
-        self._saved_frames = 0
-
-    def search(
-        self, vector: NDArray[np.float32], k: int, filters: Sequence[NDArray[np.int64]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The ids and cosines of the k nearest frames that every filter holds."""
-        with self._turn:
-            index = self._followed()
-            alive = [] if self._alive is None else [self._alive]
-            return index.search(vector, k, _intersection([*filters, *alive]))
-
-    def save(self) -> None:
-        """Writes the index, in line with the store, unless the file is that already."""
-        with self._turn:
-            index = self._followed()
-            if vector_index.read_header(self._path) != index.header:
-                self._write(index)
-
-    def _followed(self) -> FrameIndex:
-        signature = self._store.signature()
-        if self._index is None:
-            self._index = self._load(self._store.extent())
-        if self._index is None or (signature != self._seen and not self._catch_up(self._index)):
-            self._index = self._build()
-        # Taken before the store was read: what is committed meanwhile is seen next time.
-        self._seen = signature
-        return self._index
-
-    def _load(self, extent: Extent) -> FrameIndex | None:
-        header = vector_index.read_header(self._path)
-        if header is None or not _continues(header, extent):
-            return None
-        index = vector_index.load(self._path)
-        self._saved_frames = len(index) if index is not None else 0
-        return index
-
-    def _catch_up(self, index: FrameIndex) -> bool:
-        """Adds what is new and notes what is gone; False when building anew is the better way."""
-        changes = self._store.changes(index.header.next_frame_id)
-        if not _continues(index.header, changes.extent):
-            return False
-        if not index.extend(_header(changes.extent), changes.new_ids, changes.new_vectors):
-            return False
-        dead = len(index) - len(changes.alive_ids)
-        if not 0 <= dead <= DEAD_LIMIT * len(index):
-            return False
-        self._alive = changes.alive_ids if dead else None
-        if len(index) - self._saved_frames > max(UNSAVED_FRAMES, UNSAVED_PART * len(index)):
-            self._write(index)
-        return True
-
-    def _build(self) -> FrameIndex:
-        changes = self._store.changes(0)
-        index = FrameIndex.build(_header(changes.extent), changes.new_ids, changes.new_vectors)
-        self._alive = None
-        self._write(index)
-        return index
-
-    def _write(self, index: FrameIndex) -> None:
-        try:
-            index.save(self._path)
-            self._saved_frames = len(index)
-        except OSError as error:
-            log.warning("%s could not be written and is kept in memory: %s", self._path, error)
-
-
-def _header(extent: Extent) -> IndexHeader:
-    return IndexHeader(extent.library_id, extent.generation, extent.next_frame_id)
-
-
-def _continues(header: IndexHeader, extent: Extent) -> bool:
-    """Whether a store is the one that an index was built from, then or later."""
-    return header.library_id == extent.library_id and header.generation <= extent.generation
-
-
-def _intersection(filters: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
-    if not filters:
-        return None
-    return reduce(partial(np.intersect1d, assume_unique=True), filters)
 
 
 def _nearest(times: Sequence[float], at: float) -> int:

@@ -17,7 +17,7 @@ from vidqa import database
 from vidqa.errors import LibraryBusy
 from vidqa.library import Library
 from vidqa.store import Store
-from vidqa.types import TextSpan
+from vidqa.types import Filters, TextSpan
 
 HOLDER = """
 import sys, duckdb
@@ -74,6 +74,7 @@ READS: list[Callable[[Store], Any]] = [
     lambda store: store.picture_rows(video("a").video_id),
     lambda store: store.pictures_files(),
     lambda store: store.frames([1, 2, 99]),
+    lambda store: store.frames_that_fit(Filters(text="Hello", video="a.mp4")).tolist(),
     lambda store: store.frames_where("text = 'hello'").tolist(),
     lambda store: store.find(video("b").fingerprint),
     lambda store: store.find_path("/videos/b.mp4"),

@@ -17,7 +17,7 @@ from library_parts import RECIPE, SPEC, add, batch, jpeg, scenes, start_writer, 
 from vidqa import library as library_module
 from vidqa.errors import EmbedderMismatch, LibraryError, UsageError
 from vidqa.library import Library
-from vidqa.types import Picture, TextSpan
+from vidqa.types import Filters, Picture, TextSpan
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,9 @@ def test_a_search_sees_what_another_opening_has_changed(library: Library) -> Non
 def test_filters_still_give_k_frames(library: Library) -> None:
     for name in "abcd":
         add(library, name, frames=10)
-    hits = library.search(vectors("a", 10)[0], 8, video_glob="d.mp4", where="scene_index < 4")
+    hits = library.search(
+        vectors("a", 10)[0], 8, filters=Filters(video="d.mp4"), where="scene_index < 4"
+    )
     assert len(hits) == 8
     assert {hit.video_id for hit in hits} == {video("d").video_id}
     assert max(hit.scene_index for hit in hits) == 3
@@ -273,13 +275,13 @@ def test_filters_still_give_k_frames(library: Library) -> None:
 def test_a_video_is_named_by_path_by_name_or_by_pattern(library: Library, glob: str) -> None:
     add(library, "a")
     add(library, "b")
-    hits = library.search(vectors("b", 1)[0], 10, video_glob=glob)
+    hits = library.search(vectors("b", 1)[0], 10, filters=Filters(video=glob))
     assert {hit.video_id for hit in hits} == {video("a").video_id}
 
 
 def test_a_name_with_brackets_is_found_as_it_is_written(library: Library) -> None:
     add(library, "a", path="/videos/take [1].mp4")
-    assert len(library.search(vectors("a", 1)[0], 10, video_glob="take [1].mp4")) == 4
+    assert len(library.search(vectors("a", 1)[0], 10, filters=Filters(video="take [1].mp4"))) == 4
 
 
 def test_an_empty_library_finds_nothing(library: Library) -> None:

@@ -14,7 +14,7 @@ from library_parts import RECIPE, video
 from vidqa.errors import UsageError
 from vidqa.library import Library
 from vidqa.search import search
-from vidqa.types import FrameBatch, Scene, TextSpan
+from vidqa.types import Filters, FrameBatch, Scene, TextSpan
 
 EMBEDDER = FakeEmbedder()
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -84,13 +84,15 @@ def test_equal_scores_come_in_order_of_path_and_time(library: Library) -> None:
 def test_filters_narrow_what_is_searched(library: Library) -> None:
     add(library, "a", [(RED, 2), (GREEN, 2)])
     add(library, "b", [(RED, 2)])
-    [moment] = search("red", library, EMBEDDER, video_glob="a.mp4", where="start_seconds > 0")
+    [moment] = search(
+        "red", library, EMBEDDER, filters=Filters(video="a.mp4"), where="start_seconds > 0"
+    )
     assert (moment.video, moment.start_seconds) == ("/videos/a.mp4", 2)
 
 
 def test_filters_that_nothing_passes_give_no_moments(library: Library) -> None:
     add(library, "a", [(RED, 2)])
-    assert search("red", library, EMBEDDER, video_glob="nowhere") == []
+    assert search("red", library, EMBEDDER, filters=Filters(video="nowhere")) == []
 
 
 @pytest.mark.parametrize("query", ["", "  \n"])

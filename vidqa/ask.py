@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from vidqa.errors import NothingFound, UsageError
 from vidqa.prompt import build_messages, cite, keep_known_citations
 from vidqa.search import search
 from vidqa.select import fit, neighbours, select, wants_neighbours, whole
-from vidqa.types import Answer, Moment, ShownMoment, Usage, Video
+from vidqa.types import Answer, Filters, Moment, ShownMoment, Usage, Video
 from vidqa.vlm import VlmClient
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class AskOptions:
 
     `whole` names a video (id, path or file name) to be shown from end to end, `clip` is
     (video id, start seconds, end seconds) of a stretch; either replaces the search.
-    `video_glob` and `where` restrict it, as in `vidqa.search`.
+    `filters` and `where` restrict it, as in `vidqa.search`.
     """
 
     k: int = 5
-    video_glob: str | None = None
+    filters: Filters | None = None
     where: str | None = None
     whole: str | None = None
     clip: tuple[str, float, float] | None = None
@@ -62,13 +62,22 @@ class AskOptions:
         if self.whole is not None and self.clip is not None:
             raise UsageError("a whole video and a clip at once: choose one")
         given = "--whole" if self.whole is not None else "a clip" if self.clip is not None else ""
-        for flag, value in (("--video", self.video_glob), ("--where", self.where)):
-            if given and value is not None:
-                raise UsageError(
-                    f"{flag} {value!r} restricts a search, and {given} needs none: leave one out"
-                )
+        if given and (restrictions := self.restrictions()):
+            raise UsageError(
+                f"{restrictions[0]} restricts a search, and {given} needs none: leave one out"
+            )
         if self.clip is not None and not 0 <= self.clip[1] < self.clip[2]:
             raise UsageError(f"clip {self.clip}: 0 <= start < end is required")
+
+    def restrictions(self) -> list[str]:
+        """What the search is restricted to, as it would be written on the command line."""
+        named = asdict(self.filters or Filters())
+        named = {"--video": named.pop("video"), **named, "--where": self.where}
+        return [
+            f"{name} {value!r}" if isinstance(value, str) else f"{name} {value}"
+            for name, value in named.items()
+            if value is not None
+        ]
 
 
 DEFAULT_OPTIONS = AskOptions()
@@ -136,7 +145,7 @@ def _found(
             library,
             timed,
             k=options.k,
-            video_glob=options.video_glob,
+            filters=options.filters,
             where=options.where,
         )
         moments = [moment for moment in found if moment.score > MIN_SCORE]
@@ -173,12 +182,8 @@ def _why_nothing(library: Library, options: AskOptions, found: Sequence[Moment])
         return "nothing in the library looks like what is asked; other words may find it"
     if not library.videos():
         return f"the library at {library.folder} is empty; fill it: vidqa ingest PATH"
-    filters = [
-        f"{flag} {value!r}"
-        for flag, value in (("--video", options.video_glob), ("--where", options.where))
-        if value is not None
-    ]
-    return f"no moment fits {' and '.join(filters)}" if filters else "no moment was found"
+    filters = " and ".join(options.restrictions())
+    return f"no moment fits {filters}" if filters else "no moment was found"
 
 
 def _given(library: Library, options: AskOptions) -> _Choice:

@@ -33,7 +33,17 @@ from vidqa.errors import LibraryError, UsageError
 from vidqa.following import FollowingIndex
 from vidqa.picture_files import PictureWriter
 from vidqa.store import Failure, FrameRows, SceneKey, Store, VideoRow, check_embedder
-from vidqa.types import EmbedderSpec, FrameBatch, FrameHit, Moment, Picture, Scene, TextSpan, Video
+from vidqa.types import (
+    EmbedderSpec,
+    Filters,
+    FrameBatch,
+    FrameHit,
+    Moment,
+    Picture,
+    Scene,
+    TextSpan,
+    Video,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -230,23 +240,24 @@ class Library:
         vector: NDArray[np.float32],
         k: int,
         *,
-        video_glob: str | None = None,
+        filters: Filters | None = None,
         where: str | None = None,
     ) -> list[FrameHit]:
         """The k frames nearest to a query, best first: fewer only when no more fit.
 
-        `vector` is float32 (D,), L2-normalised. `video_glob` is a path, a file name, or a pattern
-        of either; `where` is an SQL expression over the view `moments` (docs/schema.md).
+        `vector` is float32 (D,), L2-normalised. `where` is an SQL expression over the view
+        `moments` (docs/schema.md); a frame is found when its scene fits both it and `filters`.
         """
         if vector.shape != (self.spec.dimension,):
             raise ValueError(f"a query of shape {vector.shape}; ({self.spec.dimension},) is needed")
         if k < 1:
             raise UsageError(f"k is {k}; at least 1 is needed")
-        filters = [
-            *([self._store.frames_of_videos(video_glob)] if video_glob is not None else []),
-            *([self._store.frames_where(where)] if where is not None else []),
-        ]
-        ids, scores = self._index.search(vector, k, filters)
+        allowed = []
+        if filters is not None and filters != Filters():
+            allowed.append(self._store.frames_that_fit(filters))
+        if where is not None:
+            allowed.append(self._store.frames_where(where))
+        ids, scores = self._index.search(vector, k, allowed)
         by_id = {row.frame_id: row for row in self._store.frames(ids.tolist())}
         return [
             FrameHit(row.video_id, row.scene_index, row.seconds, float(score))

@@ -23,7 +23,7 @@ from vidqa.errors import UsageError
 if TYPE_CHECKING:
     from vidqa.embed import Embedder
     from vidqa.library import Library
-    from vidqa.types import Moment
+    from vidqa.types import Filters, Moment
 
 # Frames fetched for each moment wanted at first, and how that grows: a shot of usual length has
 # three to eight sampled frames, which are alike and so found together.
@@ -37,7 +37,7 @@ def search(
     embedder: Embedder,
     *,
     k: int = 5,
-    video_glob: str | None = None,
+    filters: Filters | None = None,
     where: str | None = None,
 ) -> list[Moment]:
     """The k moments that fit a query best, with their frame times and texts.
@@ -52,7 +52,7 @@ def search(
     vector = embedder.embed_texts([query])[0]
     wanted = k * _FRAMES_PER_MOMENT
     while True:
-        hits = library.search(vector, wanted, video_glob=video_glob, where=where)
+        hits = library.search(vector, wanted, filters=filters, where=where)
         best: dict[tuple[str, int], float] = {}
         for hit in hits:
             best.setdefault((hit.video_id, hit.scene_index), hit.score)

@@ -23,7 +23,7 @@ import numpy as np
 
 from vidqa.database import Follower, first_line, opened, signature
 from vidqa.errors import EmbedderMismatch, LibraryError, UsageError
-from vidqa.types import EmbedderSpec, Moment, Scene, TextSpan, Video
+from vidqa.types import EmbedderSpec, Filters, Moment, Scene, TextSpan, Video
 
 if TYPE_CHECKING:
     import duckdb
@@ -556,17 +556,16 @@ class Store:
             ).fetchall()
         return [FrameRow(*row) for row in rows]
 
-    def frames_of_videos(self, video_glob: str) -> NDArray[np.int64]:
-        """Ids, rising, of the frames of videos whose path or name is, or matches, `video_glob`."""
+    def frames_that_fit(self, filters: Filters) -> NDArray[np.int64]:
+        """Ids of the frames of scenes that fit, rising."""
+        values = _given(filters)
+        conditions = " AND ".join(_FITS[name] for name in values) or "true"
         with self._reading() as connection:
             ids = connection.execute(
-                """
-                SELECT frame_id FROM frames SEMI JOIN (
-                    SELECT video_id FROM (SELECT *, parse_filename(path) AS name FROM files)
-                    WHERE path = $1 OR name = $1 OR path GLOB $1 OR name GLOB $1
-                ) USING (video_id) ORDER BY frame_id
-                """,
-                [video_glob],
+                "SELECT frame_id FROM frames SEMI JOIN (SELECT s.video_id, s.scene_index "
+                f"FROM scenes s JOIN videos v USING (video_id) WHERE {conditions}) "
+                "USING (video_id, scene_index) ORDER BY frame_id",
+                values,
             ).fetchnumpy()
         return np.asarray(ids["frame_id"], np.int64)
 
@@ -714,7 +713,37 @@ def _insert_frames(connection: duckdb.DuckDBPyConnection, video_id: str, frames:
     connection.execute("UPDATE library SET next_frame_id = ?", [first + count])
 
 
-# ---------------------------------------------------------------- --where
+# ---------------------------------------------------------------- filters, and --where
+
+# What each field of `Filters` asks of a scene `s` of a video `v`.
+_FITS = {
+    "video": """s.video_id IN (
+        SELECT video_id FROM (SELECT *, parse_filename(path) AS name FROM files)
+        WHERE path = $video OR name = $video OR path GLOB $video OR name GLOB $video)""",
+    "video_ids": "s.video_id IN (SELECT unnest($video_ids::VARCHAR[]))",
+    # A word has no spaces, so it lies in one row of texts.
+    "text": """(s.video_id, s.scene_index) IN (
+        SELECT c.video_id, c.scene_index
+        FROM (SELECT DISTINCT unnest($text::VARCHAR[]) AS word) w
+        JOIN texts x ON contains(lower(x.text), lower(w.word))
+        JOIN scenes c ON c.video_id = x.video_id
+            AND x.start_seconds < c.end_seconds AND x.end_seconds > c.start_seconds
+        GROUP BY ALL HAVING count(DISTINCT w.word) = len(list_distinct($text::VARCHAR[])))""",
+    "min_seconds": "v.duration_seconds >= $min_seconds",
+    "max_seconds": "v.duration_seconds <= $max_seconds",
+    "after": "(v.ingested_at AT TIME ZONE 'UTC')::DATE >= $after",
+    "before": "(v.ingested_at AT TIME ZONE 'UTC')::DATE < $before",
+}
+
+
+def _given(filters: Filters) -> dict[str, Any]:
+    """The fields that restrict something, as values of the query."""
+    given = {name: getattr(filters, name) for name in _FITS}
+    if filters.text is not None:
+        given["text"] = filters.text.split()
+    if filters.video_ids is not None:
+        given["video_ids"] = list(filters.video_ids)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_expression(where: str) -> None:

@@ -91,7 +91,7 @@ def ingest_options(settings: Settings) -> IngestOptions:
 
 
 def ask_options(settings: Settings, **chosen: Any) -> AskOptions:
-    """`chosen` are the fields of `AskOptions` that are no settings, like `video_glob`."""
+    """`chosen` are the fields of `AskOptions` that are no settings, like `filters`."""
     from vidqa.ask import AskOptions
 
     return AskOptions(

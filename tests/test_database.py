@@ -75,6 +75,7 @@ READS: list[Callable[[Store], Any]] = [
     lambda store: store.pictures_files(),
     lambda store: store.frames([1, 2, 99]),
     lambda store: store.frames_that_fit(Filters(text="Hello", video="a.mp4")).tolist(),
+    lambda store: store.frames_of_videos([video("b").video_id]).frame_id.tolist(),
     lambda store: store.frames_where("text = 'hello'").tolist(),
     lambda store: store.find(video("b").fingerprint),
     lambda store: store.find_path("/videos/b.mp4"),

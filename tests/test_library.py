@@ -8,11 +8,13 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from library_parts import RECIPE, SPEC, add, batch, jpeg, scenes, start_writer, vectors, video
+from numpy.typing import NDArray
 
 from vidqa import library as library_module
 from vidqa.errors import EmbedderMismatch, LibraryError, UsageError
@@ -282,6 +284,48 @@ def test_a_video_is_named_by_path_by_name_or_by_pattern(library: Library, glob: 
 def test_a_name_with_brackets_is_found_as_it_is_written(library: Library) -> None:
     add(library, "a", path="/videos/take [1].mp4")
     assert len(library.search(vectors("a", 1)[0], 10, filters=Filters(video="take [1].mp4"))) == 4
+
+
+def test_relevance_is_the_cosine_of_every_frame_in_order_of_time(library: Library) -> None:
+    for name in "ab":
+        add(library, name, frames=10)
+    query = vectors("a", 10)[3]
+    curves = library.relevance(query, [video("b").video_id, video("a").video_id])
+    for name in "ab":
+        seconds, scores = curves[video(name).video_id]
+        assert seconds.tolist() == list(range(10))
+        np.testing.assert_allclose(scores, vectors(name, 10) @ query, atol=1e-3)
+
+
+def test_a_long_video_keeps_the_best_frame_of_each_stretch(library: Library) -> None:
+    add(library, "a", frames=100)
+    query = vectors("x", 1)[0]
+    cosines = vectors("a", 100) @ query
+    curves = library.relevance(query, [video("a").video_id], max_points=7)
+    seconds, scores = curves[video("a").video_id]
+    best = [edge + np.argmax(part) for edge, part in pieces(cosines, 7)]
+    assert seconds.tolist() == best
+    np.testing.assert_allclose(scores, cosines[best], atol=1e-3)
+
+
+def pieces(values: NDArray[np.float32], count: int) -> list[tuple[int, NDArray[np.float32]]]:
+    edges = [len(values) * n // count for n in range(count + 1)]
+    return [(a, values[a:b]) for a, b in pairwise(edges)]
+
+
+def test_relevance_leaves_out_videos_that_are_not_there(library: Library) -> None:
+    add(library, "a")
+    assert library.relevance(vectors("a", 1)[0], [video("b").video_id]) == {}
+    assert library.relevance(vectors("a", 1)[0], []) == {}
+
+
+def test_relevance_sees_what_has_been_added_and_removed(library: Library) -> None:
+    add(library, "a")
+    both = [video("a").video_id, video("b").video_id]
+    assert list(library.relevance(vectors("a", 1)[0], both)) == both[:1]
+    add(library, "b")
+    library.remove(both[0])
+    assert list(library.relevance(vectors("a", 1)[0], both)) == both[1:]
 
 
 def test_an_empty_library_finds_nothing(library: Library) -> None:

@@ -57,6 +57,13 @@ class FollowingIndex:
             alive = [] if self._alive is None else [self._alive]
             return index.search(vector, k, _intersection([*filters, *alive]))
 
+    def cosines(
+        self, vector: NDArray[np.float32], frame_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The cosine of each of these frames; NaN for one that has just come or gone."""
+        with self._followed() as index:
+            return index.cosines(vector, frame_ids)
+
     def save(self) -> None:
         """Writes the index, in line with the store, unless the file is that already."""
         with self._turn:

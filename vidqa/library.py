@@ -23,6 +23,7 @@ import os
 import secrets
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,9 @@ PICTURES_LIMIT_BYTES = 60 * 10**9
 
 PicturesAt = Callable[[str, Sequence[float]], list[Picture]]
 """Decodes the pictures at some times of a file: `vidqa.frames.pictures_at`."""
+
+Relevance = tuple["NDArray[np.float64]", "NDArray[np.float32]"]
+"""Times in a video in seconds, rising, and the cosine of the frame at each to a query."""
 
 
 class Library:
@@ -248,8 +252,7 @@ class Library:
         `vector` is float32 (D,), L2-normalised. `where` is an SQL expression over the view
         `moments` (docs/schema.md); a frame is found when its scene fits both it and `filters`.
         """
-        if vector.shape != (self.spec.dimension,):
-            raise ValueError(f"a query of shape {vector.shape}; ({self.spec.dimension},) is needed")
+        self._check(vector)
         if k < 1:
             raise UsageError(f"k is {k}; at least 1 is needed")
         allowed = []
@@ -265,6 +268,34 @@ class Library:
             # A frame may have gone since the index was brought in line.
             if (row := by_id.get(frame_id)) is not None
         ]
+
+    def relevance(
+        self, vector: NDArray[np.float32], video_ids: Sequence[str], *, max_points: int = 200
+    ) -> dict[str, Relevance]:
+        """How well every sampled frame of these videos fits a query, in order of time.
+
+        Exact cosines, whatever the size of the library. Of a video with more than `max_points`
+        frames, the best frame of each of that many stretches with equally many frames is kept.
+        Videos that are not in the library are left out. `vector` is float32 (D,), L2-normalised.
+        """
+        self._check(vector)
+        if max_points < 1:
+            raise UsageError(f"max_points is {max_points}; at least 1 is needed")
+        wanted = list(dict.fromkeys(video_ids))
+        frames = self._store.frames_of_videos(wanted)
+        scores = self._index.cosines(vector, frames.frame_id)
+        curves = {}
+        for place, video_id in enumerate(wanted):
+            start, end = np.searchsorted(frames.video, [place, place + 1])
+            held = start + np.flatnonzero(~np.isnan(scores[start:end]))
+            kept = held[_peaks(scores[held], max_points)]
+            if len(kept):
+                curves[video_id] = frames.seconds[kept], scores[kept]
+        return curves
+
+    def _check(self, vector: NDArray[np.float32]) -> None:
+        if vector.shape != (self.spec.dimension,):
+            raise ValueError(f"a query of shape {vector.shape}; ({self.spec.dimension},) is needed")
 
 
 class Draft:
@@ -332,6 +363,13 @@ class Draft:
             picture_offset=np.array(self._offsets, np.int64)[order] if kept else None,
             picture_bytes=np.array(self._sizes, np.int64)[order] if kept else None,
         )
+
+
+def _peaks(scores: NDArray[np.float32], max_points: int) -> NDArray[np.int64]:
+    """Where the best score of each of `max_points` equal stretches lies; everywhere, if few."""
+    edges = np.linspace(0, len(scores), min(max_points, len(scores)) + 1).astype(np.int64)
+    peaks = [start + np.argmax(scores[start:end]) for start, end in pairwise(edges)]
+    return np.array(peaks, np.int64)
 
 
 def _nearest(times: Sequence[float], at: float) -> int:

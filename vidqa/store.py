@@ -164,6 +164,20 @@ class FrameRow:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameTimes:
+    """Frames of several videos, each (N,); rising by video, then by time.
+
+    video        int64: the place of the frame's video in the list that was asked for, from 0
+    frame_id     int64
+    seconds      float64
+    """
+
+    video: NDArray[np.int64]
+    frame_id: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class PictureRow:
     """Where the JPEG of one frame lies: `size_bytes` from `offset` in the video's pictures file."""
 
@@ -555,6 +569,21 @@ class Store:
                 [list(frame_ids)],
             ).fetchall()
         return [FrameRow(*row) for row in rows]
+
+    def frames_of_videos(self, video_ids: Sequence[str]) -> FrameTimes:
+        """Where in time the frames of these videos lie, video by video."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT w.place, f.frame_id, f.seconds FROM frames f JOIN (SELECT "
+                "unnest($1::VARCHAR[]) AS video_id, generate_subscripts($1::VARCHAR[], 1) AS place"
+                ") w USING (video_id) ORDER BY w.place, f.seconds",
+                [list(video_ids)],
+            ).fetchnumpy()
+        return FrameTimes(
+            np.asarray(rows["place"], np.int64) - 1,
+            np.asarray(rows["frame_id"], np.int64),
+            np.asarray(rows["seconds"], np.float64),
+        )
 
     def frames_that_fit(self, filters: Filters) -> NDArray[np.int64]:
         """Ids of the frames of scenes that fit, rising."""

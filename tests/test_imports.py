@@ -16,10 +16,12 @@ from conftest import REPOSITORY
 # parts of the long line come together in library, ingest, search and ask.
 LAYERS = [
     {"errors", "types"},
-    {"compat", "containers", "engine_gate", "engine_log", "engine_options", "picture_files"},
+    {"compat", "containers", "database", "engine_gate", "engine_log", "engine_options"}
+    | {"picture_files"},
     {"pictures"},
     {"config", "discover", "embed", "engine", "frames", "index", "probe", "prompt", "scenes"}
     | {"conversation", "select", "store", "texts", "vlm", "weights"},
+    {"following"},
     {"command", "engine_main", "library", "report", "worker", "finetune.dataset"},
     {"doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask"},

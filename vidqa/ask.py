@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from vidqa.errors import NothingFound, UsageError
 from vidqa.prompt import CitationCheck, JsonCitationCheck, build_messages, cite
 from vidqa.search import search
 from vidqa.select import fit, neighbours, select, wants_neighbours, whole
-from vidqa.types import Answer, Moment, QuestionImage, ShownMoment, Usage, Video
+from vidqa.types import Answer, Filters, Moment, QuestionImage, ShownMoment, Usage, Video
 from vidqa.vlm import DEFAULT_SAMPLING, Sampling, TokenCount, VlmClient
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ class AskOptions:
 
     `whole` names a video (id, path or file name) to be shown from end to end, `clip` is
     (video id, start seconds, end seconds) of a stretch; either replaces the search.
-    `video_glob` and `where` restrict it, as in `vidqa.search`. `instructions` are what the asker
-    wants of every answer, such as its language.
+    `filters` and `where` restrict it, as in `vidqa.search`. `instructions` are what the asker wants
+    of every answer, such as its language.
     """
 
     k: int = 5
-    video_glob: str | None = None
+    filters: Filters | None = None
     where: str | None = None
     whole: str | None = None
     clip: tuple[str, float, float] | None = None
@@ -68,13 +68,22 @@ class AskOptions:
         if self.whole is not None and self.clip is not None:
             raise UsageError("a whole video and a clip at once: choose one")
         given = "--whole" if self.whole is not None else "a clip" if self.clip is not None else ""
-        for flag, value in (("--video", self.video_glob), ("--where", self.where)):
-            if given and value is not None:
-                raise UsageError(
-                    f"{flag} {value!r} restricts a search, and {given} needs none: leave one out"
-                )
+        if given and (restrictions := self.restrictions()):
+            raise UsageError(
+                f"{restrictions[0]} restricts a search, and {given} needs none: leave one out"
+            )
         if self.clip is not None and not 0 <= self.clip[1] < self.clip[2]:
             raise UsageError(f"clip {self.clip}: 0 <= start < end is required")
+
+    def restrictions(self) -> list[str]:
+        """What the search is restricted to, as it would be written on the command line."""
+        named = asdict(self.filters or Filters())
+        named = {"--video": named.pop("video"), **named, "--where": self.where}
+        return [
+            f"{name} {value!r}" if isinstance(value, str) else f"{name} {value}"
+            for name, value in named.items()
+            if value is not None
+        ]
 
 
 DEFAULT_OPTIONS = AskOptions()
@@ -124,7 +133,7 @@ def prepare(
     if options.whole is not None or options.clip is not None:
         moments = _given(library, options)
     else:
-        moments = _found(question, library, embedder, options, watch)
+        moments = _found(question, images, library, embedder, options, watch)
     with watch.time("frames"):
         shown = _shown(moments, library, options)
     return Prepared(question, tuple(shown), tuple(one.jpeg for one in images), options, watch)
@@ -199,6 +208,7 @@ _Choice = list[tuple[Moment, tuple[float, ...]]]
 
 def _found(
     question: str,
+    images: Sequence[QuestionImage],
     library: Library,
     embedder: Embedder | None,
     options: AskOptions,
@@ -207,13 +217,15 @@ def _found(
     if embedder is None:
         raise UsageError("a search needs an embedder; without one give a whole video or a clip")
     timed = _TimedEmbedder(embedder, watch)
+    pixels = _stacked([one.pixels for one in images])
     with watch.time("search"):
         found = search(
             question,
             library,
             timed,
+            images=pixels,
             k=options.k,
-            video_glob=options.video_glob,
+            filters=options.filters,
             where=options.where,
         )
         moments = [moment for moment in found if moment.score > MIN_SCORE]
@@ -223,6 +235,12 @@ def _found(
             moments = _with_neighbours(moments, library)
     watch.milliseconds["search"] -= watch.milliseconds["embed"]
     return select(moments, options.max_frames, options.frames_per_moment)
+
+
+def _stacked(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
+    import numpy as np
+
+    return np.stack(images) if images else None
 
 
 def _with_neighbours(moments: Sequence[Moment], library: Library) -> list[Moment]:
@@ -250,12 +268,8 @@ def _why_nothing(library: Library, options: AskOptions, found: Sequence[Moment])
         return "nothing in the library looks like what is asked; other words may find it"
     if not library.videos():
         return f"the library at {library.folder} is empty; fill it: vidqa ingest PATH"
-    filters = [
-        f"{flag} {value!r}"
-        for flag, value in (("--video", options.video_glob), ("--where", options.where))
-        if value is not None
-    ]
-    return f"no moment fits {' and '.join(filters)}" if filters else "no moment was found"
+    filters = " and ".join(options.restrictions())
+    return f"no moment fits {filters}" if filters else "no moment was found"
 
 
 def _given(library: Library, options: AskOptions) -> _Choice:

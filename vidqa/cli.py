@@ -137,10 +137,12 @@ def search(
     from vidqa.output import moment_json, moment_lines, write_page
     from vidqa.report import of_search, page
     from vidqa.search import search as find
+    from vidqa.types import Filters
     from vidqa.wiring import open_library, with_pictures
 
     library, embedder = open_library(run.settings)
-    moments = find(query, library, embedder, k=run.settings.k, video_glob=video, where=where)
+    filters = Filters(video=video)
+    moments = find(query, library, embedder, k=run.settings.k, filters=filters, where=where)
     if run.json:
         run.emit({"query": query, "moments": [moment_json(one) for one in moments]})
     elif moments:
@@ -199,9 +201,10 @@ def ask(
     from vidqa.ask import ask as answer_question
     from vidqa.output import answer_json, citation_lines, write_page
     from vidqa.report import of_answer, page
+    from vidqa.types import Filters
     from vidqa.wiring import ask_options, connect, open_library, with_pictures
 
-    options = ask_options(run.settings, video_glob=video, where=where, whole=whole)
+    options = ask_options(run.settings, filters=Filters(video=video), where=where, whole=whole)
     library, embedder = open_library(run.settings, on_demand=whole is not None)
     streams = stream and not run.json and sys.stdout.isatty()
     answer = answer_question(

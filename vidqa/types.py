@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import datetime
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -124,6 +126,36 @@ class EmbedderSpec:
     image_height: int
     image_width: int
     resize_mode: ResizeMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a search is restricted to; a scene fits when it fits all that is given.
+
+    video          a path or file name, or a pattern of either such as `*/2024/*`
+    video_ids      one of these videos
+    text           every one of these words is in the words that overlap the scene, in either case,
+                   be it as a part of a word
+    min_seconds, max_seconds    bounds of the video's duration, both included
+    after, before               the video was ingested in [after, before), days in UTC
+    """
+
+    video: str | None = None
+    video_ids: tuple[str, ...] | None = None
+    text: str | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    after: datetime.date | None = None
+    before: datetime.date | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and not self.text.strip():
+            raise ValueError("text is empty; give a word that is said, or leave it out")
+        low, high = self.min_seconds, self.max_seconds
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_seconds {low:g} is above max_seconds {high:g}: nothing can fit")
+        if self.after is not None and self.before is not None and self.after >= self.before:
+            raise ValueError(f"no day is in [{self.after}, {self.before}): nothing can fit")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,11 @@ OnStage = Callable[[str], None]
 
 
 def open_library(
-    settings: Settings, *, create: bool = False, on_demand: bool = False
+    settings: Settings, *, create: bool = False, on_demand: bool = False, follow: bool = False
 ) -> tuple[Library, Embedder]:
     """The library with the embedder it was made with, unless another was asked for.
 
+    With `follow` it reads from memory and follows every commit, for a process that lives long.
     With `on_demand` the embedder of a library that exists is loaded when it is first used.
     Raises LibraryError when there is none, before a model is loaded; EmbedderMismatch when the
     one asked for is not the library's; ModelError when its weights are missing.
@@ -44,11 +45,17 @@ def open_library(
 
     def load(model: str) -> tuple[Library, Embedder]:
         embedder = load_embedder(model, settings.device, settings.hub)
-        opened = Library.open(settings.index, embedder.spec, create=create, pictures_at=pictures_at)
+        opened = Library.open(
+            settings.index,
+            embedder.spec,
+            create=create,
+            pictures_at=pictures_at,
+            follow=follow,
+        )
         return opened, embedder
 
     try:
-        library = Library.open(settings.index, pictures_at=pictures_at)
+        library = Library.open(settings.index, pictures_at=pictures_at, follow=follow)
     except LibraryError:
         if not create:
             raise
@@ -91,7 +98,7 @@ def ingest_options(settings: Settings) -> IngestOptions:
 
 
 def ask_options(settings: Settings, **chosen: Any) -> AskOptions:
-    """`chosen` are the fields of `AskOptions` that are no settings, like `video_glob`."""
+    """`chosen` are the fields of `AskOptions` that are no settings, like `filters`."""
     from vidqa.ask import AskOptions
     from vidqa.vlm import Sampling
 

@@ -16,7 +16,8 @@ from conftest import REPOSITORY
 # parts of the long line come together in library, ingest, search and ask.
 LAYERS = [
     {"errors", "types"},
-    {"compat", "containers", "engine_gate", "engine_log", "engine_options", "picture_files"},
+    {"children", "compat", "containers", "engine_gate", "engine_log", "engine_options"}
+    | {"picture_files"},
     {"pictures"},
     {"config", "discover", "embed", "engine", "frames", "index", "probe", "prompt", "scenes"}
     | {"select", "store", "texts", "vlm", "weights"},

@@ -151,7 +151,7 @@ def make_film(
             frame.time_base = Fraction(1, 90_000)
             container.mux(stream.encode(frame))
             if sound is not None and step == 0:
-                _silence(container, sound, total)
+                _silence(container, sound, total, form.start_seconds)
         container.mux(stream.encode(None))
     return _truth(path, shots, tuple(frame_seconds), total)
 
@@ -186,10 +186,10 @@ def _pictures(
         yield seconds, render(shots[k], seconds - starts[k], step, form.width, form.height)
 
 
-def _silence(container: Any, stream: Any, seconds: float) -> None:
+def _silence(container: Any, stream: Any, seconds: float, start_seconds: float = 0.0) -> None:
     for start in range(0, int(seconds * 8000), 1024):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate, frame.pts = 8000, start
+        frame.sample_rate, frame.pts = 8000, start + round(start_seconds * 8000)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 

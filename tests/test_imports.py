@@ -19,11 +19,11 @@ LAYERS = [
     {"children", "compat", "containers", "engine_gate", "engine_log", "engine_options"}
     | {"picture_files"},
     {"pictures"},
-    {"config", "discover", "embed", "engine", "frames", "index", "probe", "prompt", "scenes"}
-    | {"select", "store", "texts", "vlm", "weights"},
-    {"command", "engine_main", "library", "report", "worker", "finetune.dataset"},
-    {"doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
-    {"ask"},
+    {"clips", "config", "discover", "embed", "engine", "frames", "index", "probe", "prompt"}
+    | {"scenes", "select", "store", "texts", "vlm", "weights"},
+    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.dataset"},
+    {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
+    {"ask", "clip_main"},
     {"wiring"},
     {"demo", "server"},
     {"output"},

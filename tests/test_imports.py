@@ -16,15 +16,15 @@ from conftest import REPOSITORY
 # parts of the long line come together in library, ingest, search and ask.
 LAYERS = [
     {"errors", "types"},
-    {"compat", "containers", "database", "engine_gate", "engine_log", "engine_options"}
-    | {"picture_files"},
+    {"children", "compat", "containers", "database", "engine_gate", "engine_log"}
+    | {"engine_options", "picture_files"},
     {"pictures"},
-    {"config", "discover", "embed", "engine", "frames", "index", "probe", "prompt", "scenes"}
-    | {"conversation", "select", "store", "texts", "vlm", "weights"},
+    {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
+    | {"prompt", "scenes", "select", "store", "texts", "vlm", "weights"},
     {"following"},
-    {"command", "engine_main", "library", "report", "worker", "finetune.dataset"},
-    {"doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
-    {"ask"},
+    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.dataset"},
+    {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
+    {"ask", "clip_main"},
     {"wiring"},
     {"demo", "server"},
     {"output"},
@@ -34,6 +34,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 MODEL_LIBRARIES = {"torch", "open_clip", "vllm", "transformers", "cv2", "faiss"}
 SLOW = MODEL_LIBRARIES | {"av", "duckdb", "httpx", "jinja2", "numpy", "rich", "scenedetect", "yaml"}
+SLOW |= {"fastapi", "mcp", "pydantic", "uvicorn"}
 
 
 @functools.cache

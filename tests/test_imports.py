@@ -34,7 +34,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 MODEL_LIBRARIES = {"torch", "open_clip", "vllm", "transformers", "cv2", "faiss"}
 SLOW = MODEL_LIBRARIES | {"av", "duckdb", "httpx", "jinja2", "numpy", "rich", "scenedetect", "yaml"}
-SLOW |= {"fastapi", "mcp", "pydantic", "uvicorn"}
+SLOW |= {"fastapi", "mcp", "uvicorn"}
 
 
 @functools.cache

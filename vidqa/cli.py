@@ -253,6 +253,103 @@ def list_videos(run: Run) -> None:
         run.found_nothing(f"the library at {run.settings.index} holds no video; vidqa ingest PATH")
 
 
+@verb(
+    "host",
+    "port",
+    "root_path",
+    "server_names",
+    "k",
+    "max_frames",
+    "frames_per_moment",
+    "max_pixels",
+    "model",
+    "base_url",
+    "follow_ups",
+    "temperature",
+    "max_tokens",
+    "max_answers",
+    "max_queue",
+    "rate_limit",
+    "max_body_mib",
+    "max_upload_gib",
+    "max_images",
+    "max_image_megapixels",
+    "media_hosts",
+    "engine_idle_minutes",
+    "embedder",
+    "device",
+    "hub",
+    group=app,
+)
+def serve(
+    run: Run,
+    libraries: Annotated[
+        list[str],
+        typer.Option("--library", metavar="NAME=DIR", help="Serve this library as well."),
+    ] = [],  # noqa: B006  typer reads it, nobody changes it
+    adapters: Annotated[
+        list[str],
+        typer.Option("--adapter", metavar="NAME=DIR", help="Serve this LoRA adapter by NAME."),
+    ] = [],  # noqa: B006
+    api_keys: Annotated[
+        list[str],
+        typer.Option(
+            "--api-key",
+            metavar="[NAME:]KEY",
+            help="Who may ask. Everybody here sees a flag: VIDQA_SERVE_KEYS or a file is better.",
+        ),
+    ] = [],  # noqa: B006
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", metavar="FILE", help="Keys, one [NAME:]KEY a line."),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Server processes.")] = 1,
+) -> None:
+    """Serve the library: a page for browsers, an OpenAI-compatible API, tools for agents.
+
+    \b
+    vidqa serve                                    http://127.0.0.1:8080/, for this machine
+    vidqa serve --library cats=~/cats --port 9000  two libraries: vidqa and vidqa:cats
+    vidqa serve --host 0.0.0.0 --api-key-file keys for others too; put a proxy with TLS in front
+
+    The endpoint is http://127.0.0.1:8080/v1, the model is vidqa; /docs lists everything. vLLM is
+    started with it and kept warm. What is ingested meanwhile is found without a restart. Ctrl-C
+    lets answers finish.
+    """
+    import os
+
+    from vidqa.server.keys import read_keys
+    from vidqa.server.run import ServeOptions
+    from vidqa.server.run import serve as serve_library
+
+    options = ServeOptions(
+        libraries=_named_folders("--library", libraries),
+        adapters=_named_folders("--adapter", adapters),
+        keys=read_keys(api_keys, os.environ, api_key_file),
+        workers=workers,
+        verbose=run.verbose,
+    )
+
+    def listening(url: str) -> None:
+        if run.json:
+            run.emit({"event": "listening", "url": url})
+        else:
+            run.say(f"vidqa serves {run.settings.index} at {url}")
+
+    serve_library(run.settings, options, listening)
+
+
+def _named_folders(flag: str, given: list[str]) -> tuple[tuple[str, Path], ...]:
+    """`NAME=DIR` as names and folders."""
+    found = []
+    for one in given:
+        name, equals, folder = one.partition("=")
+        if not equals or not folder:
+            raise UsageError(f"{flag} {one!r}: it takes NAME=DIR")
+        found.append((name, Path(folder).expanduser()))
+    return tuple(found)
+
+
 ENGINE_SETTINGS = (
     "model",
     "dtype",

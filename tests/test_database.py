@@ -176,6 +176,16 @@ def test_a_file_that_stays_held_is_busy_when_there_is_no_copy_yet(
         store.videos()
 
 
+@pytest.mark.usefixtures("impatient")
+def test_pictures_are_never_swept_by_what_a_last_copy_says(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    assert len(store.videos()) == 2
+    with held_by_another_process(path), pytest.raises(LibraryBusy):
+        store.pictures_files()
+
+
 def test_a_library_made_anew_under_a_follower_is_followed(store: Store, path: Path) -> None:
     assert len(store.videos()) == 2
     path.unlink()

@@ -226,9 +226,12 @@ class Store:
         self._follower = Follower(path, without=("frames", "vector")) if follow else None
 
     @contextmanager
-    def _connected(self, *, vectors: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection that cannot write: to the copy if there is one and it will do."""
-        if self._follower is not None and not vectors:
+    def _connected(self, *, from_file: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection that cannot write: to the copy if there is one and it will do.
+
+        It will not where vectors are needed, or where a last copy would do harm.
+        """
+        if self._follower is not None and not from_file:
             with self._follower.cursor() as connection:
                 yield connection
         else:
@@ -236,10 +239,10 @@ class Store:
                 yield connection
 
     @contextmanager
-    def _reading(self, *, vectors: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _reading(self, *, from_file: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
         import duckdb
 
-        with self._connected(vectors=vectors) as connection:
+        with self._connected(from_file=from_file) as connection:
             try:
                 yield connection
             except duckdb.Error as error:
@@ -535,7 +538,8 @@ class Store:
 
     def pictures_files(self) -> dict[str, str]:
         """The pictures file of every video that has one, oldest ingest first, by video id."""
-        with self._reading() as connection:
+        # Files that it does not name are swept away.
+        with self._reading(from_file=True) as connection:
             rows = connection.execute(
                 "SELECT video_id, pictures_file FROM videos WHERE pictures_file IS NOT NULL "
                 "ORDER BY ingested_at, video_id"
@@ -546,7 +550,7 @@ class Store:
 
     def changes(self, from_frame_id: int) -> Changes:
         """What an index that holds the frames below `from_frame_id` has missed."""
-        with self._reading(vectors=True) as connection:
+        with self._reading(from_file=True) as connection:
             extent, spec = _extent(connection), _spec(connection)
             alive = connection.execute("SELECT frame_id FROM frames").fetchnumpy()["frame_id"]
             rows = connection.execute(
@@ -608,7 +612,7 @@ class Store:
 
         _check_expression(where)
         # A subquery may speak of vectors, which a copy does not hold.
-        with self._connected(vectors="vector" in where.lower()) as connection:
+        with self._connected(from_file="vector" in where.lower()) as connection:
             stop = threading.Timer(WHERE_SECONDS, connection.interrupt)
             stop.start()
             try:

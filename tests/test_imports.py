@@ -20,7 +20,7 @@ LAYERS = [
     | {"picture_files"},
     {"pictures"},
     {"clips", "config", "discover", "embed", "engine", "frames", "index", "probe", "prompt"}
-    | {"scenes", "select", "store", "texts", "vlm", "weights"},
+    | {"scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.dataset"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask", "clip_main"},

@@ -20,7 +20,7 @@ LAYERS = [
     | {"engine_options", "picture_files"},
     {"pictures"},
     {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
-    | {"prompt", "scenes", "select", "store", "texts", "vlm", "weights"},
+    | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.dataset"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},

@@ -177,8 +177,7 @@ function makeTurn(question, image) {
     write(true);
     words.setAttribute("aria-busy", "false");
     node.classList.add("ended");
-    stop.remove();
-    state.remove();
+    state.parentNode.remove();
   }
   function finish({ seconds, stopped }) {
     end();

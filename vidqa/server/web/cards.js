@@ -1,4 +1,5 @@
-// A moment as a card: its frames (move across them to leaf), where it is, how well it fits.
+// A moment as a card: its frames (move across them to leaf), where it is, how well it fits. It has
+// no number: those belong to the sources of an answer, which are counted apart.
 
 import { emit } from "./bus.js";
 import { h, picture } from "./dom.js";
@@ -14,7 +15,7 @@ export function momentCard(moment, best) {
   fill.style.width = `${Math.round(100 * share)}%`;
   const open = h("button", {
     class: "card-open", label: ["play_moment", { video: moment.video, time }],
-    on: { click: () => emit("play", { videoId: moment.video_id, start, end: moment.end_seconds, n: moment.n }) },
+    on: { click: () => emit("play", { videoId: moment.video_id, start, end: moment.end_seconds }) },
   }, ...frames(moment));
   return h("li", { class: "card", data: { video: moment.video_id, start: String(start) } },
     open,
@@ -38,8 +39,7 @@ function frames(moment) {
   const rest = Math.floor(urls.length / 2);
   const image = picture(urls[rest], "");
   const ticks = h("span", { class: "ticks" }, ...urls.map(() => h("i")));
-  const box = h("span", { class: "frames" }, image, urls.length > 1 ? ticks : null,
-    moment.n ? h("span", { class: "badge" }, String(moment.n)) : null);
+  const box = h("span", { class: "frames" }, image, urls.length > 1 ? ticks : null);
   let shown = rest;
   const show = (at) => {
     if (at === shown) return;

@@ -37,7 +37,7 @@ function strip(row, scale, moments) {
   const own = moments.filter((moment) => moment.video_id === row.video_id);
   const play = (seconds) => {
     const inside = own.find((moment) => moment.start_seconds <= seconds && seconds < moment.end_seconds);
-    emit("play", { videoId: row.video_id, start: seconds, end: inside?.end_seconds ?? null, n: inside?.n, quiet: true });
+    emit("play", { videoId: row.video_id, start: seconds, end: inside?.end_seconds ?? null, quiet: true });
   };
   const set = seekbar(line, { videoId: row.video_id, duration: row.duration_seconds, onSeek: play });
   head.at = (at) => {
@@ -101,9 +101,12 @@ function paint(canvas, what) {
     // A frame stands for the time halfway to its neighbours.
     const left = at ? (what.seconds[at - 1] + what.seconds[at]) / 2 : 0;
     const right = at + 1 < count ? (what.seconds[at] + what.seconds[at + 1]) / 2 : what.duration;
-    pen.globalAlpha = 0.15 + 0.75 * share;
+    if (share === 0) continue;
+    pen.globalAlpha = 0.2 + 0.7 * share;
     const tall = Math.max(1, share * (high - 4));
-    pen.fillRect(x(left), high - 3 - tall, Math.max(x(right) - x(left) + 0.3, 0.7), tall);
+    // On whole pixels, or fine seams would show between neighbours.
+    const from = Math.round(x(left) * sharp) / sharp;
+    pen.fillRect(from, high - 3 - tall, Math.max(Math.round(x(right) * sharp) / sharp - from, 1 / sharp), tall);
   }
   pen.globalAlpha = 1;
   for (const moment of what.moments ?? []) {

@@ -5,6 +5,7 @@ import { emit, on } from "./bus.js";
 import { roving } from "./cards.js";
 import { confirmDelete } from "./delete.js";
 import { byId, h, picture } from "./dom.js";
+import { filters } from "./filters.js";
 import { clock } from "./format.js";
 
 const PAGE = 60;
@@ -36,8 +37,8 @@ function render() {
 }
 
 function filled(data) {
-  const seconds = data.reduce((sum, video) => sum + video.duration_seconds, 0);
-  const sorted = [...data].sort(ORDERS[order]);
+  const sorted = data.filter(fits(filters())).sort(ORDERS[order]);
+  const seconds = sorted.reduce((sum, video) => sum + video.duration_seconds, 0);
   const list = h("ul", { class: "cards videos" }, ...sorted.slice(0, shown).map(card));
   roving(list);
   const choice = h("select", { label: "order", on: { change: () => { order = choice.value; render(); } } },
@@ -45,9 +46,17 @@ function filled(data) {
   const more = sorted.length > shown
     ? [h("button", { class: "plain more", say: ["more_videos", { n: sorted.length - shown }], on: { click: () => { shown += PAGE; render(); } } })] : [];
   return [
-    h("div", { class: "section-head" }, h("h2", { say: ["library_size", { n: data.length, length: clock(seconds) }] }), choice),
+    h("div", { class: "section-head" }, h("h2", { say: ["library_size", { n: sorted.length, length: clock(seconds) }] }), choice),
     list, ...more,
   ];
+}
+
+/** The filters of the form as far as the list tells; what is said in a video, only a search can. */
+function fits({ video: pattern, min_seconds: shortest = 0, max_seconds: longest = Infinity, after = "", before = "" }) {
+  const name = pattern && new RegExp(`^${pattern.replace(/[.+^${}()|\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".")}$`, "i");
+  return (video) => (!name || name.test(video.video))
+    && shortest <= video.duration_seconds && video.duration_seconds <= longest
+    && after <= video.ingested_at && (!before || video.ingested_at < before);
 }
 
 function card(video) {
@@ -84,4 +93,5 @@ function bones() {
 }
 
 on("videos", refresh);
+on("filters", () => listing && render());
 on("library", () => { listing = null; refresh(); });

@@ -48,7 +48,10 @@ function play({ videoId, start = 0, end = null, n = null, cue = false, quiet = f
   writeAddress({ video: videoId, t: String(Math.round(start * 10) / 10) }, !same && !cue);
   if (quiet || cue) return;
   now.parts.screen.focus({ preventScroll: true });
-  panel.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  // On a narrow screen the player may be far above the card.
+  const { top, bottom } = now.parts.screen.getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight)
+    panel.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
 export function close() {

@@ -11,9 +11,12 @@ import { say } from "./i18n.js";
 import { limits } from "./engine.js";
 import { seekbar } from "./seekbar.js";
 
+// A player that is told to go to a cut says that it stands a little before it.
+const CUT_SECONDS = 0.05;
+
 /** The scene that holds a second; the last one for whatever lies beyond. */
 export function sceneAt(detail, seconds) {
-  return detail.scenes.find((scene) => seconds < scene.end_seconds) ?? detail.scenes.at(-1);
+  return detail.scenes.find((scene) => seconds + CUT_SECONDS < scene.end_seconds) ?? detail.scenes.at(-1);
 }
 
 export function timeline(detail, onSeek) {

@@ -37,8 +37,10 @@ export async function searchNow(k = PAGE) {
   soon.cancel();
   running?.abort();
   count = k;
-  const asked = query();
-  writeAddress({ q: asked });
+  writeAddress({ q: query() });
+  const wanted = filters();
+  // Words in subtitles are a search of their own.
+  const asked = query() || (image ? "" : (wanted.text ?? ""));
   const empty = !asked && !image;
   results.hidden = empty;
   byId("library").hidden = !empty;
@@ -51,7 +53,7 @@ export async function searchNow(k = PAGE) {
   if (results.querySelector(".cards")) results.classList.add("stale");
   else results.replaceChildren(skeleton());
   try {
-    const body = { query: asked || null, image, k, filters: filters(), library: currentLibrary(), heat: true };
+    const body = { query: asked || null, image, k, filters: wanted, library: currentLibrary(), heat: true };
     const found = await json("v1/search", { method: "POST", body, signal: mine.signal });
     if (running === mine) show(found);
   } catch (error) {
@@ -149,7 +151,7 @@ byId("ask").addEventListener("submit", (event) => {
   if (!running || results.hidden) searchNow();
   emit("ask", { question: query(), image });
 });
-on("filters", () => (query() || image) && searchNow());
+on("filters", () => searchNow());
 on("videos", () => (query() || image) && searchNow(count));
 on("library", () => searchNow());
 byId("pick-image").addEventListener("click", () => byId("image-file").click());

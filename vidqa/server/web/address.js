@@ -31,8 +31,11 @@ export function writeAddress(values, step = false) {
   history[step ? "pushState" : "replaceState"](null, "", url);
 }
 
+/** Rounded up, as a little before a cut is another scene. */
+export const addressTime = (seconds) => String(Math.ceil(seconds * 100 - 1e-6) / 100);
+
 export const momentLink = (video, seconds) =>
-  new URL(address({ video, t: String(Math.round(seconds * 10) / 10) }), document.baseURI).href;
+  new URL(address({ video, t: addressTime(seconds) }), document.baseURI).href;
 
 export async function copyLink(video, seconds) {
   const link = momentLink(video, seconds);

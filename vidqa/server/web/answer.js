@@ -192,7 +192,7 @@ function makeTurn(question, image) {
   function fail(error, again) {
     end();
     after.append(h("div", { class: "failed", role: "alert" },
-      h("p", { say: ["answer_failed", { message: error.message }] }),
+      h("p", { say: [turn.text ? "answer_broke" : "answer_failed", { message: error.message }] }),
       h("button", { class: "plain", say: "try_again", on: { click: again } })));
   }
   return turn;

@@ -6,20 +6,20 @@ import { h } from "./dom.js";
 import { clock } from "./format.js";
 import { seekbar } from "./seekbar.js";
 
-const SHOWN = 5;
 const drawn = new Set();
 
 /** All strips share one scale, so that a video where nothing fits looks like one. */
 export function heatStrips(rows, moments) {
   const scores = rows.flatMap((row) => row.scores);
   const scale = { low: quantile(scores, 0.4), high: Math.max(...scores, 0) };
+  const shown = innerWidth < 640 ? 3 : 5;
   const list = h("ul", { class: "heat" });
   const add = (some) => list.append(...some.map((row) => strip(row, scale, moments)));
-  add(rows.slice(0, SHOWN));
-  if (rows.length <= SHOWN) return [list];
+  add(rows.slice(0, shown));
+  if (rows.length <= shown) return [list];
   const more = h("button", {
-    class: "plain more", say: ["more_strips", { n: rows.length - SHOWN }],
-    on: { click: () => { more.remove(); add(rows.slice(SHOWN)); } },
+    class: "plain more", say: ["more_strips", { n: rows.length - shown }],
+    on: { click: () => { more.remove(); add(rows.slice(shown)); } },
   });
   return [list, more];
 }

@@ -4,7 +4,7 @@
 // Times are always seconds of the whole video; a clip starts at `offset`.
 
 import { clipUrl, frameUrl, json, videoUrl } from "./api.js";
-import { writeAddress } from "./address.js";
+import { addressTime, writeAddress } from "./address.js";
 import { emit, on } from "./bus.js";
 import { byId, h, picture } from "./dom.js";
 import { clock } from "./format.js";
@@ -45,7 +45,7 @@ function play({ videoId, start = 0, end = null, n = null, cue = false, quiet = f
   Object.assign(now, { start, end, n });
   seek(start, !cue);
   markMoment();
-  writeAddress({ video: videoId, t: String(Math.round(start * 10) / 10) }, !same && !cue);
+  writeAddress({ video: videoId, t: addressTime(start) }, !same && !cue);
   if (quiet || cue) return;
   now.parts.screen.focus({ preventScroll: true });
   // On a narrow screen the player may be far above the card.
@@ -173,6 +173,8 @@ function listen(video) {
   heard("error", () => video.hasAttribute("src") && failed());
   for (const type of ["timeupdate", "seeking"]) heard(type, () => now.mode !== "frames" && now.want === null && moved(video.currentTime + now.offset));
   for (const type of ["play", "pause", "ended", "volumechange", "waiting", "playing", "canplay", "seeked"]) heard(type, showState);
+  // The next clip follows, as the file would go on.
+  heard("ended", () => now.mode === "clip" && now.detail && now.clipEnd < now.detail.duration_seconds - 0.1 && seek(now.clipEnd, true));
   video.addEventListener("click", toggle);
 }
 

@@ -29,14 +29,15 @@ byId("home").addEventListener("click", (event) => {
 });
 
 /** Brings the page to what its address says: at the start, and on the browser's way back. */
-function visit() {
+function visit(back = false) {
   const wanted = readAddress();
-  if (wanted.query !== query()) setQuery(wanted.query);
+  // What has been typed while the page was loading stays.
+  if (wanted.query !== query() && (back || !query())) setQuery(wanted.query);
   if (wanted.video) emit("play", { videoId: wanted.video, start: wanted.seconds });
   else player.close();
 }
 
-addEventListener("popstate", visit);
+addEventListener("popstate", () => visit(true));
 on("library", () => player.close());
 
 const { library: name } = readAddress();

@@ -9,6 +9,7 @@ import { byId, debounce, h, picture, toast } from "./dom.js";
 import { limits } from "./engine.js";
 import { filters } from "./filters.js";
 import { heatStrips } from "./heat.js";
+import { say } from "./i18n.js";
 
 const TYPING_PAUSE = 180;
 const PAGE = 12;
@@ -66,6 +67,7 @@ export async function searchNow(k = PAGE) {
 function show({ moments, heat }) {
   emit("heat", heat ?? []);
   if (!moments.length) {
+    say(byId("status"), "nothing_found");
     results.replaceChildren(h("div", { class: "empty" }, h("h2", { say: "nothing_found" }), h("p", { say: "nothing_found_next" })));
     return;
   }
@@ -73,8 +75,9 @@ function show({ moments, heat }) {
   const cards = h("ul", { class: "cards" }, ...moments.map((moment) => momentCard(moment, best)));
   roving(cards);
   const videos = new Set(moments.map((moment) => moment.video_id)).size;
+  say(byId("status"), "found", { n: moments.length, videos });
   results.replaceChildren(
-    h("div", { class: "section-head" }, h("h2", { role: "status", say: ["found", { n: moments.length, videos }] })),
+    h("div", { class: "section-head" }, h("h2", { say: ["found", { n: moments.length, videos }] })),
     ...(heat?.length ? heatStrips(heat, moments) : []),
     cards,
     moments.length >= count && count < (limits().k ?? PAGE)

@@ -1,0 +1,79 @@
+// A moment as a card: its frames (move across them to leaf), where it is, how well it fits. It has
+// no number: those belong to the sources of an answer, which are counted apart.
+
+import { emit } from "./bus.js";
+import { h, picture } from "./dom.js";
+import { range } from "./format.js";
+import { copyLink } from "./address.js";
+
+/** `best` is the highest score of the list, which fills the bar. */
+export function momentCard(moment, best) {
+  const start = moment.start_seconds;
+  const time = range(start, moment.end_seconds);
+  const share = best > 0 ? Math.max(moment.score, 0) / best : 0;
+  const fill = h("i");
+  fill.style.width = `${Math.round(100 * share)}%`;
+  const open = h("button", {
+    class: "card-open", label: ["play_moment", { video: moment.video, time }],
+    on: { click: () => emit("play", { videoId: moment.video_id, start, end: moment.end_seconds }) },
+  }, ...frames(moment));
+  return h("li", { class: "card", data: { video: moment.video_id, start: String(start) } },
+    open,
+    h("div", { class: "card-text" },
+      h("span", { class: "video-name", title: moment.video }, moment.video),
+      h("span", { class: "times" }, time),
+      h("span", { class: "score", hint: "score_hint" }, h("span", { class: "meter", "aria-hidden": "true" }, fill), moment.score.toFixed(3)),
+      moment.texts.length ? h("q", {}, moment.texts.map((text) => text.text).join(" ")) : null),
+    h("div", { class: "card-tools" },
+      h("button", { class: "icon", icon: "bubble", label: "ask_moment", hint: "ask_moment", on: { click: () => askAbout(moment) } }),
+      h("button", { class: "icon", icon: "link", label: "copy_link", hint: "copy_link", on: { click: () => copyLink(moment.video_id, start) } })));
+}
+
+export function askAbout(moment) {
+  emit("scope", { kind: "clip", videoId: moment.video_id, video: moment.video, start: moment.start_seconds, end: moment.end_seconds });
+}
+
+/** The middle frame at rest; moving across the picture leafs through all of them. */
+function frames(moment) {
+  const urls = moment.thumbnail_urls;
+  const rest = Math.floor(urls.length / 2);
+  const image = picture(urls[rest], "");
+  const ticks = h("span", { class: "ticks" }, ...urls.map(() => h("i")));
+  const box = h("span", { class: "frames" }, image, urls.length > 1 ? ticks : null);
+  let shown = rest;
+  const show = (at) => {
+    if (at === shown) return;
+    ticks.children[shown]?.classList.remove("on");
+    shown = at;
+    image.src = urls[at];
+    ticks.children[at]?.classList.toggle("on", at !== rest || box.matches(":hover"));
+  };
+  box.addEventListener("pointerenter", () => urls.forEach((url) => (new Image().src = url)), { once: true });
+  box.addEventListener("pointermove", (event) => {
+    const place = box.getBoundingClientRect();
+    show(Math.min(urls.length - 1, Math.max(0, Math.floor(((event.clientX - place.left) / place.width) * urls.length))));
+  });
+  box.addEventListener("pointerleave", () => show(rest));
+  return [box];
+}
+
+/** Arrow keys move through a grid of cards; one card at a time is in the tab order. */
+export function roving(list, selector = ".card-open") {
+  const all = () => [...list.querySelectorAll(selector)];
+  const enter = (node) => all().forEach((one) => (one.tabIndex = one === node ? 0 : -1));
+  enter(all()[0]);
+  list.addEventListener("focusin", (event) => event.target.matches(selector) && enter(event.target));
+  list.addEventListener("keydown", (event) => {
+    if (!event.target.matches(selector) || event.altKey || event.ctrlKey || event.metaKey) return;
+    const cards = all();
+    const at = cards.indexOf(event.target);
+    const tops = cards.map((one) => one.getBoundingClientRect().top);
+    const across = tops.filter((top) => Math.abs(top - tops[0]) < 4).length || 1;
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const to = at + step;
+    if (to < 0) document.getElementById("query").focus();
+    else (cards[to] ?? cards.at(-1)).focus();
+  });
+}

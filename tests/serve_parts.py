@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import uvicorn
 from fakes import FakeEmbedder
+from fastapi import FastAPI
 
 from vidqa.config import Settings
 from vidqa.library import Library
@@ -39,6 +40,7 @@ class Served:
     url: str
     gateway: Gateway
     http: httpx.Client
+    app: FastAPI
 
     def ready(self, state: str = "ready") -> None:
         """Waits until the engine is in that state."""
@@ -81,7 +83,9 @@ def served(
     gateway = Gateway(chosen, shelves, answerer, metrics, adapters)
     app = create_app(gateway, keys or Keys(), pictures=pictures)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app, log_level="error", timeout_graceful_shutdown=5, root_path=chosen.root_path or ""
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -89,7 +93,7 @@ def served(
         try:
             with httpx.Client(base_url=url, timeout=20) as http:
                 until(lambda: server.started)
-                running = Served(url, gateway, http)
+                running = Served(url, gateway, http, app)
                 if wait:
                     running.ready()
                 yield running

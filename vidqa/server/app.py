@@ -7,6 +7,7 @@ Everything it needs is given to it, so tests build it around fakes and a folder.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -103,7 +104,11 @@ def names_of(host: str, server_names: str | None) -> frozenset[str]:
 
 
 def is_loopback(host: str) -> bool:
-    return host in LOOPBACK_NAMES or host.startswith("127.")
+    """Whether only this machine reaches what listens there; a name may lead anywhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _listed(names: str | None) -> list[str]:
@@ -115,12 +120,14 @@ def _listed(names: str | None) -> list[str]:
 own = APIRouter(tags=["server"])
 
 
+@own.head("/healthz", include_in_schema=False)
 @own.get("/healthz", summary="Whether it lives")
 async def healthz() -> dict[str, str]:
     """Answers as soon as the server listens."""
     return {"status": "ok"}
 
 
+@own.head("/readyz", include_in_schema=False)
 @own.get("/readyz", summary="Whether it can answer", responses={503: {"description": "Not yet"}})
 async def readyz(request: Request) -> Response:
     """Only once the model answers."""
@@ -167,7 +174,7 @@ def _libraries(gateway: Gateway) -> list[dict[str, object]]:
 @own.post("/v1/session", summary="Trade the key for a cookie that opens media")
 async def session(request: Request) -> JSONResponse:
     """A page needs it, as `<video>` and `<img>` send no key."""
-    response = JSONResponse({"status": "ok"})
+    response = JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
     keys: Keys = request.app.state.keys
     if keys:
         response.set_cookie(
@@ -182,6 +189,7 @@ async def session(request: Request) -> JSONResponse:
     return response
 
 
+@own.head("/", include_in_schema=False)
 @own.get("/", include_in_schema=False)
 async def page() -> FileResponse:
     return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})

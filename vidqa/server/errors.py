@@ -13,6 +13,7 @@ internal error without its text, which goes to the log.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -62,7 +63,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         if self.retry_after_seconds is None:
             return {}
-        return {"Retry-After": str(max(1, round(self.retry_after_seconds)))}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_seconds)))}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, self.headers())

@@ -33,9 +33,21 @@ STARTING_RETRY_SECONDS = 5.0
 
 
 class Answerer:
-    """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes."""
+    """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes.
 
-    def __init__(self, connect: Callable[[OnStage], Endpoint], metrics: Metrics) -> None:
+    It is looked at every `look_seconds`, and tried again `retry_seconds` after it failed.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[OnStage], Endpoint],
+        metrics: Metrics,
+        *,
+        look_seconds: float = LOOK_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        self._look_seconds = look_seconds
+        self._retry_seconds = retry_seconds
         self.state = "starting"
         self.detail = "starting"
         self._connect = connect
@@ -63,7 +75,7 @@ class Answerer:
                 503,
                 f"the model does not answer yet: {self.detail}",
                 code="engine_failed" if failed else "engine_starting",
-                retry_after_seconds=RETRY_SECONDS if failed else STARTING_RETRY_SECONDS,
+                retry_after_seconds=self._retry_seconds if failed else STARTING_RETRY_SECONDS,
             )
         return self._client
 
@@ -79,11 +91,11 @@ class Answerer:
             except VidqaError as error:
                 self._become("failed", str(error).split("\n", 1)[0])
                 log.warning("%s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(self._retry_seconds)
             except Exception as error:  # whatever it is, it must not end the watch
                 self._become("failed", f"{type(error).__name__}: {error}")
                 log.exception("the engine could not be started")
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(self._retry_seconds)
 
     async def _reach(self) -> None:
         self._become("starting", "starting")
@@ -95,20 +107,20 @@ class Answerer:
         where = await in_daemon(lambda: self._connect(tell))
         client = AsyncVlmClient(where.base_url, where.api_key, where.model)
         try:
-            await client.model()
-        except EndpointError:
+            model = await client.model()
+        except BaseException:
             await client.close()
             raise
         self._client, old = client, self._client
         if old is not None:
             await old.close()
-        self._become("ready", f"{await client.model()} at {client.base_url}")
+        self._become("ready", f"{model} at {client.base_url}")
 
     async def _stay(self) -> None:
         """Returns when the endpoint no longer answers."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), LOOK_SECONDS)
+                await asyncio.wait_for(self._look.wait(), self._look_seconds)
             self._look.clear()
             assert self._client is not None
             try:

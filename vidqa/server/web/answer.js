@@ -4,7 +4,7 @@
 import { chat } from "./api.js";
 import { emit, on } from "./bus.js";
 import { byId, h, picture } from "./dom.js";
-import { engine, libraryName, model } from "./engine.js";
+import { engine, follow, libraryName, model } from "./engine.js";
 import { clip, filters } from "./filters.js";
 import { range } from "./format.js";
 import { say, sayAttribute } from "./i18n.js";
@@ -22,7 +22,8 @@ let turns, followUp;
 
 on("ask", ({ question, image }) => {
   startOver();
-  about = { filters: filters(), clip: clip(), index: libraryName() };
+  // One clip is asked about as it is; there is nothing left to filter.
+  about = { index: libraryName(), ...(clip() ? { clip: clip() } : { filters: filters() }) };
   ask(question, image);
 });
 on("edited", () => collapse(true));
@@ -90,7 +91,8 @@ async function ask(question, image) {
     if (error.name === "AbortError" || mine.signal.aborted) turn.finish({ stopped: true });
     else turn.fail(error, () => { turn.node.remove(); ask(question, image); });
   }
-  if (turn.text) messages = [...asked, { role: "assistant", content: turn.text }];
+  // A picture is shown to the model once. A conversation that was given up tells nothing to the next.
+  if (turn.text && turn.node.isConnected) messages = [...messages, { role: "user", content: question }, { role: "assistant", content: turn.text }];
   if (running === mine) running = null;
 }
 
@@ -101,7 +103,9 @@ async function answered(turn, asked, signal) {
       for await (const event of chat(bodyFor(asked), signal)) turn.hear(event);
       return;
     } catch (error) {
-      if (error.status !== 503 || engine().state === "failed" || turn.text) throw error;
+      if (error.status !== 503 || error.code === "engine_failed" || turn.text) throw error;
+      turn.wait();
+      await follow();
       turn.wait();
       await pause(error.retrySeconds ?? 3, signal);
     }
@@ -110,9 +114,7 @@ async function answered(turn, asked, signal) {
 
 function bodyFor(asked) {
   // The page lists the sources itself, with pictures.
-  const vidqa = { ...about, sources: false };
-  if (!vidqa.clip) delete vidqa.clip;
-  return { model: model(), messages: asked, vidqa };
+  return { model: model(), messages: asked, vidqa: { ...about, sources: false } };
 }
 
 const pause = (seconds, signal) => new Promise((resolve, reject) => {
@@ -137,7 +139,7 @@ function makeTurn(question, image) {
   const turn = { node, stop, text: "", hear, wait, finish, fail };
 
   function hear(event) {
-    if (event.vidqa) begin(event.vidqa);
+    if (event.vidqa?.moments) begin(event.vidqa);
     if (event.citations) citations = event.citations;
     const more = event.choices?.[0]?.delta?.content;
     if (!more) return;

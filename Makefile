@@ -66,7 +66,7 @@ install-now:
 		{ echo "$(PYTHON) is no Python 3.11 to 3.13; name one: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet uv; }
 	$(BIN)/uv pip uninstall --quiet $(OTHER_VLLM)
-	$(BIN)/uv pip install --compile-bytecode $(TORCH_$(EXTRA)) --editable ".[$(EXTRA),train,dev]"
+	$(BIN)/uv pip install --compile-bytecode $(TORCH_$(EXTRA)) --editable ".[$(EXTRA),serve,train,dev]"
 	@rm -f .venv/.installed-*
 	@touch $(STAMP)
 

@@ -1,7 +1,8 @@
 """Stands in for vLLM in the tests of the engine: the same command line, lock, key and routes.
 
-FAKE_ENGINE says what is to go wrong: it dies, refuses or wedges. FAKE_ENGINE_WAITS_FOR names a file
-that must be there before it serves.
+FAKE_ENGINE says what is to go wrong: it dies, refuses or wedges, or is late to say who it is.
+FAKE_ENGINE_WAITS_FOR names a file that must be there before it serves, FAKE_ENGINE_ANSWERS_AT one
+that must be there before a question is answered.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from vidqa.engine_gate import Activity, stop_when_idle
+from vidqa.engine_gate import IN_FLIGHT, Activity, stop_when_idle
 from vidqa.engine_main import detach
 
 MODE = os.environ.get("FAKE_ENGINE", "")
 WAITS_FOR = os.environ.get("FAKE_ENGINE_WAITS_FOR")
+ANSWERS_AT = os.environ.get("FAKE_ENGINE_ANSWERS_AT")
 ACTIVITY = Activity()
 
 
@@ -37,7 +39,17 @@ class Handler(BaseHTTPRequestHandler):
             ACTIVITY.end()
         self.send_response(503 if MODE == "refuses" else 200 if allowed else 401)
         self.send_header("Content-Length", "0")
+        self.send_header(IN_FLIGHT.decode(), str(ACTIVITY.in_flight))
         self.end_headers()
+
+    def do_POST(self) -> None:
+        ACTIVITY.begin()
+        while ANSWERS_AT and not Path(ANSWERS_AT).exists():
+            time.sleep(0.01)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        ACTIVITY.end()
 
     def log_message(self, *_: object) -> None:
         """The log is for what vLLM would say."""

@@ -8,6 +8,8 @@ python library_parts.py FOLDER PREFIX COUNT     adds videos and prints the name 
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,6 +92,16 @@ def add(
         recipe,
     )
     return made
+
+
+def start_writer(folder: Path, prefix: str, count: int) -> subprocess.Popen[str]:
+    """Another process that adds videos of 6 frames: `prefix` and a number from 0."""
+    return subprocess.Popen(
+        [sys.executable, __file__, str(folder), prefix, str(count)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
 
 
 def main() -> None:

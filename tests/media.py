@@ -90,8 +90,27 @@ def dissolve(seconds: float, seed: int, into: int) -> Shot:
     return Shot(seconds, seed, mix_end=1.0, toward=("seed", into))
 
 
+# The seed of pictures that show their own number, in eight bars for its bits, lowest first.
+NUMBERS = -1
+
+
+def numbered(seconds: float) -> Shot:
+    """Frames that `number_of` tells apart, the first 256 of a film."""
+    return Shot(seconds, NUMBERS)
+
+
+def number_of(picture: NDArray[np.uint8]) -> int:
+    """The number that a frame of `numbered` shows, whatever its size."""
+    height, width, _ = picture.shape
+    bars = [picture[height // 2, int((bit + 0.5) * width / 8)].mean() for bit in range(8)]
+    return sum(1 << bit for bit in range(8) if bars[bit] > 128)
+
+
 def texture(seed: int, width: int, height: int, step: int) -> NDArray[np.float32]:
-    """A colourful coarse pattern that slides by a pixel every other frame."""
+    """A colourful coarse pattern that slides by a pixel every other frame; or bars, see NUMBERS."""
+    if seed == NUMBERS:
+        bits = step >> (np.arange(width) * 8 // width) & 1
+        return np.broadcast_to(bits[None, :, None] * 255.0, (height, width, 3)).astype(np.float32)
     rng = np.random.default_rng(seed)
     base = rng.uniform(40, 216, 3)
     cells = np.clip(base + rng.normal(0, 40, (8, 12, 3)), 16, 240)
@@ -132,7 +151,7 @@ def make_film(
             frame.time_base = Fraction(1, 90_000)
             container.mux(stream.encode(frame))
             if sound is not None and step == 0:
-                _silence(container, sound, total)
+                _silence(container, sound, total, form.start_seconds)
         container.mux(stream.encode(None))
     return _truth(path, shots, tuple(frame_seconds), total)
 
@@ -167,10 +186,10 @@ def _pictures(
         yield seconds, render(shots[k], seconds - starts[k], step, form.width, form.height)
 
 
-def _silence(container: Any, stream: Any, seconds: float) -> None:
+def _silence(container: Any, stream: Any, seconds: float, start_seconds: float = 0.0) -> None:
     for start in range(0, int(seconds * 8000), 1024):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate, frame.pts = 8000, start
+        frame.sample_rate, frame.pts = 8000, start + round(start_seconds * 8000)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 

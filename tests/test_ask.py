@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 from vidqa.ask import AskOptions, ask
 from vidqa.errors import EndpointError, NothingFound, UsageError
 from vidqa.library import Library
-from vidqa.types import Answer, FrameBatch, Scene, TextSpan, Video
+from vidqa.types import Answer, Filters, FrameBatch, Scene, TextSpan, Video
 from vidqa.vlm import VlmClient
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
@@ -164,7 +165,7 @@ def test_the_scenes_beside_the_best_come_before_worse_moments_in_a_small_budget(
 
 
 def test_the_video_filter_restricts_what_is_shown(library: Library, endpoint: FakeEndpoint) -> None:
-    answer = asked("green", library, endpoint, video_glob="b.mp4")
+    answer = asked("green", library, endpoint, filters=Filters(video="b.mp4"))
     assert {moment.video for moment in answer.moments} == {"/films/b.mp4"}
 
 
@@ -222,14 +223,19 @@ def test_an_endpoint_that_breaks_off_is_an_error(library: Library) -> None:
     ("question", "options", "message"),
     [
         ("nothing", {}, "nothing in the library looks like what is asked"),
-        ("red", {"video_glob": "c*"}, r"no moment fits --video 'c\*'"),
+        ("red", {"filters": Filters(video="c*")}, r"no moment fits --video 'c\*'"),
         ("red", {"where": "1 = 0"}, "no moment fits --where '1 = 0'"),
+        (
+            "red",
+            {"filters": Filters(text="fire", after=date(2099, 1, 2))},
+            "no moment fits text 'fire' and after 2099-01-02",
+        ),
         ("red", {"whole": "c.mp4"}, "c.mp4 is not in the library"),
         ("red", {"clip": ("ff", 0, 1)}, "ff is not in the library"),
     ],
 )
 def test_nothing_found_is_said_before_any_model_is_asked(
-    library: Library, endpoint: FakeEndpoint, question: str, options: dict[str, str], message: str
+    library: Library, endpoint: FakeEndpoint, question: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(NothingFound, match=message):
         asked(question, library, endpoint, **options)
@@ -306,7 +312,7 @@ def test_a_whole_video_and_a_clip_at_once_are_refused() -> None:
 
 
 @pytest.mark.parametrize("shown", [{"whole": "a.mp4"}, {"clip": ("a", 0.0, 1.0)}])
-@pytest.mark.parametrize("filters", [{"video_glob": "b*"}, {"where": "fps > 1"}])
+@pytest.mark.parametrize("filters", [{"filters": Filters(video="b*")}, {"where": "fps > 1"}])
 def test_a_filter_beside_what_is_shown_without_a_search_is_refused(
     shown: dict[str, Any], filters: dict[str, Any]
 ) -> None:

@@ -50,6 +50,12 @@ def start(options: EngineOptions, folder: Path, stages: list[str] | None = None)
     return ensure_engine(options, folder, heard.append, program=PROGRAM)
 
 
+def state_of(folder: Path) -> engine._State:
+    state = engine._read_state(folder)
+    assert state is not None
+    return state
+
+
 def worker_of(folder: Path) -> int:
     """The process id of the child that a stand-in started."""
     return int(engine.logs(folder).partition("worker: ")[2].split()[0])
@@ -138,6 +144,44 @@ def test_other_options_end_it_and_start_another(options: EngineOptions, folder: 
     assert stages[0] == "ending the engine that serves tiny"
     assert second.pid != first.pid
     assert not runs(first.pid)
+
+
+def test_a_running_answer_is_waited_for_before_another_engine_takes_its_place(
+    options: EngineOptions, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ENGINE_ANSWERS_AT", str(tmp_path / "answer"))
+    first = start(options, folder)
+    headers = {"Authorization": f"Bearer {first.api_key}"}
+    stages: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(
+            httpx.post, f"{first.base_url}/chat/completions", headers=headers, timeout=30
+        )
+        assert wait_until(lambda: engine._answers(state_of(folder)) == 1)
+        second = pool.submit(
+            start, EngineOptions(model=options.model, max_model_len=4096), folder, stages
+        )
+        assert wait_until(lambda: len(stages) > 0)
+        time.sleep(0.2)
+        assert runs(first.pid)
+        (tmp_path / "answer").touch()
+        assert answer.result(30).status_code == 200
+        assert second.result(30).pid != first.pid
+    assert stages[:2] == [
+        "waiting for an answer of tiny; vidqa engine stop breaks it off",
+        "ending the engine that serves tiny",
+    ]
+
+
+def test_one_that_stopped_answering_is_not_waited_for(
+    options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "HEALTH_SECONDS", 0.3)
+    monkeypatch.setattr(engine, "STOP_SECONDS", 0.5)
+    first = start(options, folder)
+    os.kill(first.pid, signal.SIGSTOP)
+    other = EngineOptions(model=options.model, max_model_len=4096)
+    assert start(other, folder).pid != first.pid
 
 
 def test_retrained_weights_start_another(options: EngineOptions, folder: Path) -> None:

@@ -26,7 +26,7 @@ from vidqa import engine as managed
 from vidqa.engine import EngineHandle, EngineOptions, ensure_engine
 from vidqa.prompt import build_messages
 from vidqa.types import Moment, Picture, ShownMoment
-from vidqa.vlm import VlmClient
+from vidqa.vlm import Sampling, VlmClient
 
 pytestmark = pytest.mark.e2e
 
@@ -53,7 +53,7 @@ def shown(frames: int, moments: int = 2, seed: int = 0) -> list[ShownMoment]:
 def asked(handle: EngineHandle, messages: Sequence[Any], tokens: int = 12) -> tuple[str, int]:
     """The answer, and the tokens of the prompt."""
     with VlmClient(handle.base_url, handle.api_key, handle.model) as client:
-        text = "".join(client.stream(messages, max_tokens=tokens))
+        text = "".join(client.stream(messages, Sampling(max_tokens=tokens)))
         return whole_characters(text), client.usage.prompt
 
 

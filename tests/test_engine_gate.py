@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vidqa.engine_gate import ROUTES, Activity, Gate
+from vidqa.engine_gate import HUNG_SECONDS, IN_FLIGHT, ROUTES, Activity, Gate
+from vidqa.vlm import READ_SECONDS
 
 KEY = {"authorization": "Bearer right"}
 
@@ -116,3 +117,73 @@ def test_a_request_that_fails_is_over(monkeypatch: pytest.MonkeyPatch, activity:
     with pytest.raises(ValueError, match="broken"):
         asked(Gate(broken, activity), "GET", "/v1/models", KEY)
     assert activity.idle_seconds() > 0
+
+
+# ---------------------------------------------------------------- what it says to who looks
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_who_looks_at_it_is_told_how_many_requests_are_in_flight(
+    gate: Gate, activity: Activity, count: int
+) -> None:
+    for _ in range(count):
+        activity.begin()
+    assert (IN_FLIGHT, str(count).encode()) in asked(gate, "GET", "/ping", KEY)["headers"]
+
+
+def chat(gate: Gate) -> None:
+    asked(gate, "POST", "/v1/chat/completions", KEY)
+
+
+def silent_chat(monkeypatch: pytest.MonkeyPatch, activity: Activity, seconds: float) -> Gate:
+    """A gate whose model has answered nothing for so long, when the one who asked gives up."""
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        activity._heard -= seconds
+
+    monkeypatch.setenv("VLLM_API_KEY", "right")
+    gate = Gate(silent, activity)
+    with pytest.raises(IndexError):
+        chat(gate)
+    gate._app = everything
+    return gate
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping"])
+def test_a_model_that_falls_silent_is_ill_after_the_one_who_asked_gave_up(
+    monkeypatch: pytest.MonkeyPatch, activity: Activity, path: str
+) -> None:
+    gate = silent_chat(monkeypatch, activity, HUNG_SECONDS + 1)
+    assert asked(gate, "GET", path, KEY)["status"] == 503
+
+
+def test_it_is_ill_while_somebody_still_waits(gate: Gate, activity: Activity) -> None:
+    with activity.chat():
+        assert asked(gate, "GET", "/health", KEY)["status"] == 200
+        activity._heard -= HUNG_SECONDS + 1
+        assert asked(gate, "GET", "/health", KEY)["status"] == 503
+
+
+def test_one_who_loses_patience_early_does_not_make_it_ill(
+    monkeypatch: pytest.MonkeyPatch, activity: Activity
+) -> None:
+    gate = silent_chat(monkeypatch, activity, HUNG_SECONDS / 2)
+    assert asked(gate, "GET", "/health", KEY)["status"] == 200
+
+
+def test_an_answer_makes_it_well_again(monkeypatch: pytest.MonkeyPatch, activity: Activity) -> None:
+    gate = silent_chat(monkeypatch, activity, HUNG_SECONDS + 1)
+    chat(gate)
+    assert asked(gate, "GET", "/health", KEY)["status"] == 200
+
+
+def test_a_long_rest_does_not_make_it_ill(gate: Gate, activity: Activity) -> None:
+    chat(gate)
+    activity._heard -= HUNG_SECONDS + 1
+    assert asked(gate, "GET", "/health", KEY)["status"] == 200
+    with activity.chat():
+        assert asked(gate, "GET", "/health", KEY)["status"] == 200
+
+
+def test_it_is_called_hung_before_the_client_gives_up() -> None:
+    assert HUNG_SECONDS < READ_SECONDS

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.media import Format, make_film, shot, three_shots, truncate
+from tests.media import Format, make_film, number_of, numbered, shot, three_shots, truncate
 from vidqa.containers import open_video, video_stream
 from vidqa.errors import VideoError
 from vidqa.frames import SCENE_FRAMES, Clock, Decoder, Frame, Sampler, pictures_at
+from vidqa.types import Picture
 
 
 def decoded_seconds(path: Path) -> tuple[list[float], Decoder]:
@@ -201,6 +202,30 @@ def test_a_time_between_two_frames_shows_the_earlier(tmp_path: Path) -> None:
     film = make_film(tmp_path / "a.mp4", [shot(2, 1), shot(2, 2)], frame_seconds=[0, 0.5, 2.0, 3.0])
     between, at = pictures_at(str(film.path), [1.9, 0.5])
     assert between.jpeg == at.jpeg
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv", "ts"])
+def test_every_time_shows_its_own_frame_wherever_a_seek_lands(tmp_path: Path, suffix: str) -> None:
+    form = Format(start_seconds=100, options={"preset": "medium", "bf": "3", "g": "48"})
+    film = make_film(tmp_path / f"a.{suffix}", [numbered(6)], form)
+    for number in range(0, 144, 5):
+        (picture,) = pictures_at(str(film.path), [number / 24])
+        assert shown_number(picture) == number
+
+
+def test_a_time_in_joined_recordings_shows_its_own_frame(tmp_path: Path) -> None:
+    parts = [make_film(tmp_path / f"{n}.ts", [numbered(4)]).path for n in range(2)]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    seconds, _ = decoded_seconds(joined)
+    assert len(seconds) == 192
+    for place in (30, 95, 96, 97, 180):
+        (picture,) = pictures_at(str(joined), [seconds[place]])
+        assert shown_number(picture) == place % 96
+
+
+def shown_number(picture: Picture) -> int:
+    return number_of(cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR))
 
 
 def test_a_file_that_is_gone_is_one_line(tmp_path: Path) -> None:

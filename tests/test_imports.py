@@ -16,13 +16,15 @@ from conftest import REPOSITORY
 # parts of the long line come together in library, ingest, search and ask.
 LAYERS = [
     {"errors", "types"},
-    {"compat", "containers", "engine_gate", "engine_log", "engine_options", "picture_files"},
+    {"children", "compat", "containers", "database", "engine_gate", "engine_log"}
+    | {"engine_options", "picture_files"},
     {"pictures"},
-    {"config", "discover", "embed", "engine", "frames", "index", "probe", "prompt", "scenes"}
-    | {"select", "store", "texts", "vlm", "weights"},
-    {"command", "engine_main", "library", "report", "worker", "finetune.dataset"},
-    {"doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
-    {"ask"},
+    {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
+    | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
+    {"following"},
+    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.dataset"},
+    {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
+    {"ask", "clip_main"},
     {"wiring"},
     {"demo", "server"},
     {"output"},
@@ -32,6 +34,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 MODEL_LIBRARIES = {"torch", "open_clip", "vllm", "transformers", "cv2", "faiss"}
 SLOW = MODEL_LIBRARIES | {"av", "duckdb", "httpx", "jinja2", "numpy", "rich", "scenedetect", "yaml"}
+SLOW |= {"fastapi", "mcp", "uvicorn"}
 
 
 @functools.cache

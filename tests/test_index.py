@@ -72,11 +72,25 @@ def test_a_filtered_search_gives_k_allowed_frames_when_there_are_k(
     assert np.all(np.diff(scores) <= 0)
 
 
+def test_cosines_are_exact_and_in_the_order_asked_for(small_limits: None) -> None:
+    vectors, query = unit(2000), unit(1, seed=1)[0]
+    index = build(2000)
+    assert index._cells is not None
+    asked = np.random.default_rng(0).permutation(2000)[:700]
+    np.testing.assert_allclose(index.cosines(query, 3 * asked), vectors[asked] @ query, atol=1e-3)
+
+
+def test_the_cosine_of_a_frame_that_is_not_held_is_nan() -> None:
+    cosines = build(10).cosines(unit(1)[0], np.array([3, 4, 30]))
+    assert np.isnan(cosines).tolist() == [False, True, True]
+
+
 def test_an_empty_index_finds_nothing() -> None:
     index = FrameIndex.build(HEADER, np.empty(0, np.int64), np.empty((0, 16), np.float32))
     for allowed in (None, np.array([1, 2])):
         ids, scores = index.search(unit(1)[0], 5, allowed)
         assert len(ids) == len(scores) == 0
+    assert np.isnan(index.cosines(unit(1)[0], np.array([1]))).all()
 
 
 @pytest.mark.usefixtures("small_limits")

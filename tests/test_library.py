@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
-import library_parts
 import numpy as np
 import pytest
-from library_parts import RECIPE, SPEC, add, batch, jpeg, scenes, vectors, video
+from library_parts import RECIPE, SPEC, add, batch, jpeg, scenes, start_writer, vectors, video
+from numpy.typing import NDArray
 
 from vidqa import library as library_module
 from vidqa.errors import EmbedderMismatch, LibraryError, UsageError
 from vidqa.library import Library
-from vidqa.types import Picture, TextSpan
+from vidqa.types import Filters, Picture, TextSpan
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +31,6 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def library(empty: Path, tmp_path: Path) -> Library:
     return Library.open(Path(shutil.copytree(empty, tmp_path / "index")))
-
-
-def start_writer(folder: Path, prefix: str, count: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, library_parts.__file__, str(folder), prefix, str(count)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
 
 
 def check_whole(library: Library, name: str, frames: int) -> None:
@@ -276,7 +265,9 @@ def test_a_search_sees_what_another_opening_has_changed(library: Library) -> Non
 def test_filters_still_give_k_frames(library: Library) -> None:
     for name in "abcd":
         add(library, name, frames=10)
-    hits = library.search(vectors("a", 10)[0], 8, video_glob="d.mp4", where="scene_index < 4")
+    hits = library.search(
+        vectors("a", 10)[0], 8, filters=Filters(video="d.mp4"), where="scene_index < 4"
+    )
     assert len(hits) == 8
     assert {hit.video_id for hit in hits} == {video("d").video_id}
     assert max(hit.scene_index for hit in hits) == 3
@@ -286,13 +277,55 @@ def test_filters_still_give_k_frames(library: Library) -> None:
 def test_a_video_is_named_by_path_by_name_or_by_pattern(library: Library, glob: str) -> None:
     add(library, "a")
     add(library, "b")
-    hits = library.search(vectors("b", 1)[0], 10, video_glob=glob)
+    hits = library.search(vectors("b", 1)[0], 10, filters=Filters(video=glob))
     assert {hit.video_id for hit in hits} == {video("a").video_id}
 
 
 def test_a_name_with_brackets_is_found_as_it_is_written(library: Library) -> None:
     add(library, "a", path="/videos/take [1].mp4")
-    assert len(library.search(vectors("a", 1)[0], 10, video_glob="take [1].mp4")) == 4
+    assert len(library.search(vectors("a", 1)[0], 10, filters=Filters(video="take [1].mp4"))) == 4
+
+
+def test_relevance_is_the_cosine_of_every_frame_in_order_of_time(library: Library) -> None:
+    for name in "ab":
+        add(library, name, frames=10)
+    query = vectors("a", 10)[3]
+    curves = library.relevance(query, [video("b").video_id, video("a").video_id])
+    for name in "ab":
+        seconds, scores = curves[video(name).video_id]
+        assert seconds.tolist() == list(range(10))
+        np.testing.assert_allclose(scores, vectors(name, 10) @ query, atol=1e-3)
+
+
+def test_a_long_video_keeps_the_best_frame_of_each_stretch(library: Library) -> None:
+    add(library, "a", frames=100)
+    query = vectors("x", 1)[0]
+    cosines = vectors("a", 100) @ query
+    curves = library.relevance(query, [video("a").video_id], max_points=7)
+    seconds, scores = curves[video("a").video_id]
+    best = [edge + np.argmax(part) for edge, part in pieces(cosines, 7)]
+    assert seconds.tolist() == best
+    np.testing.assert_allclose(scores, cosines[best], atol=1e-3)
+
+
+def pieces(values: NDArray[np.float32], count: int) -> list[tuple[int, NDArray[np.float32]]]:
+    edges = [len(values) * n // count for n in range(count + 1)]
+    return [(a, values[a:b]) for a, b in pairwise(edges)]
+
+
+def test_relevance_leaves_out_videos_that_are_not_there(library: Library) -> None:
+    add(library, "a")
+    assert library.relevance(vectors("a", 1)[0], [video("b").video_id]) == {}
+    assert library.relevance(vectors("a", 1)[0], []) == {}
+
+
+def test_relevance_sees_what_has_been_added_and_removed(library: Library) -> None:
+    add(library, "a")
+    both = [video("a").video_id, video("b").video_id]
+    assert list(library.relevance(vectors("a", 1)[0], both)) == both[:1]
+    add(library, "b")
+    library.remove(both[0])
+    assert list(library.relevance(vectors("a", 1)[0], both)) == both[1:]
 
 
 def test_an_empty_library_finds_nothing(library: Library) -> None:
@@ -413,6 +446,45 @@ def test_threads_of_one_process_take_turns(library: Library) -> None:
         thread.join()
     assert errors == []
     assert len(library.videos()) == 6
+
+
+def test_a_following_library_searches_what_another_process_has_added(library: Library) -> None:
+    add(library, "a", frames=6)
+    follower = Library.open(library.folder, follow=True)
+    assert len(follower.search(vectors("a", 1)[0], 100)) == 6
+    start_writer(library.folder, "b", 2).communicate()
+    assert len(follower.search(vectors("a", 1)[0], 100)) == 18
+    assert len(follower.videos()) == 3
+
+
+def test_searches_of_several_threads_run_side_by_side(library: Library) -> None:
+    add(library, "a")
+    both = threading.Barrier(2, timeout=10)
+    index = library._index
+
+    def search() -> None:
+        with index._followed():
+            both.wait()
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not both.broken
+
+
+def test_an_index_takes_in_new_frames_only_while_nobody_searches(library: Library) -> None:
+    add(library, "a")
+    library.search(vectors("a", 1)[0], 1)
+    with library._index._followed() as index:
+        add(library, "b")
+        follower = threading.Thread(target=library.search, args=(vectors("b", 1)[0], 1))
+        follower.start()
+        follower.join(0.3)
+        assert (follower.is_alive(), len(index)) == (True, 4)
+    follower.join()
+    assert len(index) == 8
 
 
 def test_the_pictures_of_a_draft_in_hand_are_not_swept(library: Library) -> None:

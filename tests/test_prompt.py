@@ -14,10 +14,11 @@ from vidqa.prompt import (
     MAX_TEXT_CHARACTERS,
     NOT_SHOWN,
     SYSTEM,
+    CitationCheck,
+    JsonCitationCheck,
     build_messages,
     cite,
     clock,
-    keep_known_citations,
     label,
     subtitle_line,
     time_range,
@@ -34,8 +35,9 @@ def shown(
 
 
 def kept(pieces: list[str], numbers: set[int]) -> tuple[str, list[int]]:
-    used: list[int] = []
-    return "".join(keep_known_citations(pieces, numbers, used)), used
+    check = CitationCheck(numbers)
+    text = "".join([*map(check.add, pieces), check.end()])
+    return text, check.used
 
 
 # ---------------------------------------------------------------- what is shown
@@ -64,7 +66,7 @@ def test_a_label_is_one_line_whatever_the_file_is_called() -> None:
 
 
 def test_frames_are_one_data_url_in_their_order() -> None:
-    url = video_url(shown().pictures)
+    url = video_url([picture.jpeg for picture in shown().pictures])
     encoded = url.removeprefix("data:video/jpeg;base64,").split(",")
     assert [base64.b64decode(one) for one in encoded] == [b"one", b"two"]
 
@@ -150,8 +152,32 @@ def test_a_checked_reply_passes_unchanged(reply: str, numbers: set[int]) -> None
 
 
 def test_text_is_passed_on_before_the_reply_ends() -> None:
-    stream = keep_known_citations(iter(["It is ", "red", " [1]"]), {1}, [])
-    assert next(stream) == "It is"
+    assert CitationCheck({1}).add("It is ") == "It is"
+
+
+def test_a_reply_in_json_passes_unchanged_and_is_cited_by_its_strings() -> None:
+    check = JsonCitationCheck({1, 2})
+    text = '{"colour": "red [2]", "[1]": [[1, 2]], "more": ["[3]"]}'
+    assert "".join([*map(check.add, text), check.end()]) == text
+    assert check.used == [2]
+
+
+def test_json_that_breaks_off_cites_nothing() -> None:
+    check = JsonCitationCheck({1})
+    check.add('{"colour": "red [1]"')
+    check.end()
+    assert check.used == []
+
+
+def test_a_picture_of_the_question_stands_before_it_as_a_pair_of_frames() -> None:
+    user = build_messages("What is it?", [], jpegs=[b"one"])[1]["content"]
+    assert [part["type"] for part in user] == ["text", "video_url", "text", "text"]
+    assert user[1]["video_url"]["url"] == video_url([b"one", b"one"])
+
+
+def test_what_the_asker_wants_of_every_answer_follows_our_own_words() -> None:
+    system = build_messages("What is it?", [], instructions="Answer in German.")[0]["content"]
+    assert system == f"{SYSTEM}\nAnswer in German."
 
 
 def test_a_citation_carries_the_moment_that_it_names() -> None:

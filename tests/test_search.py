@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from fakes import FakeEmbedder
 from library_parts import RECIPE, video
+from numpy.typing import NDArray
 
 from vidqa.errors import UsageError
 from vidqa.library import Library
-from vidqa.search import search
-from vidqa.types import FrameBatch, Scene, TextSpan
+from vidqa.search import query_vector, search, search_vector
+from vidqa.types import Filters, FrameBatch, Scene, TextSpan
 
 EMBEDDER = FakeEmbedder()
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -84,13 +85,60 @@ def test_equal_scores_come_in_order_of_path_and_time(library: Library) -> None:
 def test_filters_narrow_what_is_searched(library: Library) -> None:
     add(library, "a", [(RED, 2), (GREEN, 2)])
     add(library, "b", [(RED, 2)])
-    [moment] = search("red", library, EMBEDDER, video_glob="a.mp4", where="start_seconds > 0")
+    [moment] = search(
+        "red", library, EMBEDDER, filters=Filters(video="a.mp4"), where="start_seconds > 0"
+    )
     assert (moment.video, moment.start_seconds) == ("/videos/a.mp4", 2)
 
 
 def test_filters_that_nothing_passes_give_no_moments(library: Library) -> None:
     add(library, "a", [(RED, 2)])
-    assert search("red", library, EMBEDDER, video_glob="nowhere") == []
+    assert search("red", library, EMBEDDER, filters=Filters(video="nowhere")) == []
+
+
+def pictures(*colours: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """8x8 pictures of one colour each."""
+    return np.tile(np.array(colours, np.uint8).reshape(-1, 1, 1, 3), (1, 8, 8, 1))
+
+
+def test_a_picture_finds_what_looks_like_it(library: Library) -> None:
+    add(library, "a", [(RED, 2), (BLUE, 2)])
+    moments = search("", library, EMBEDDER, images=pictures(BLUE))
+    assert [moment.start_seconds for moment in moments] == [2, 0]
+
+
+def test_a_text_and_a_picture_find_what_has_something_of_both(library: Library) -> None:
+    add(library, "a", [(RED, 2), (PURPLE, 2), (BLUE, 2)])
+    [moment] = search("blue", library, EMBEDDER, images=pictures(RED), k=1)
+    assert moment.start_seconds == 2
+
+
+def test_every_part_of_a_query_weighs_the_same() -> None:
+    vector = query_vector("red", pictures(RED, GREEN), EMBEDDER)
+    np.testing.assert_allclose(vector, np.array([2, 1, 0, 0]) / np.sqrt(5), rtol=1e-6)
+
+
+def test_a_text_alone_is_its_own_vector() -> None:
+    for images in (None, pictures()):
+        vector = query_vector("red and blue", images, EMBEDDER)
+        np.testing.assert_allclose(vector, EMBEDDER.embed_texts(["red and blue"])[0], rtol=1e-6)
+
+
+def test_parts_that_cancel_each_other_out_are_refused() -> None:
+    with pytest.raises(UsageError, match="cancel each other out"):
+        query_vector("nothing", pictures((0, 0, 0)), EMBEDDER)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 9, 3), (8, 8, 3)])
+def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"uint8 \(N, 8, 8, 3\) is needed"):
+        query_vector("", np.zeros(shape, np.uint8), EMBEDDER)
+
+
+def test_a_vector_kept_from_before_finds_the_same(library: Library) -> None:
+    add(library, "a", [(RED, 2), (PURPLE, 2), (GREEN, 2)])
+    vector = query_vector("red", None, EMBEDDER)
+    assert search_vector(vector, library, k=2) == search("red", library, EMBEDDER, k=2)
 
 
 @pytest.mark.parametrize("query", ["", "  \n"])

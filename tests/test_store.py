@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -12,10 +14,11 @@ import numpy as np
 import pytest
 from library_parts import DIMENSION, RECIPE, SPEC, scenes, vectors, video
 
+from vidqa import database
 from vidqa import store as store_module
 from vidqa.errors import LibraryBusy, LibraryError, UsageError
 from vidqa.store import MIGRATIONS, MOMENT_COLUMNS, FrameRows, Store
-from vidqa.types import EmbedderSpec, TextSpan
+from vidqa.types import EmbedderSpec, Filters, TextSpan
 
 SCHEMA_PAGE = Path(__file__).resolve().parent.parent / "docs" / "schema.md"
 
@@ -42,13 +45,26 @@ def filled(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def add(store: Store, name: str, frames: int = 4, texts: tuple[TextSpan, ...] = ()) -> None:
+@pytest.fixture(scope="module", params=[False, True], ids=["file", "copy"])
+def read(request: pytest.FixtureRequest, filled: Store) -> Store:
+    """The same, read from the file and from a copy in memory."""
+    return Store(filled.path, follow=request.param)
+
+
+def add(
+    store: Store,
+    name: str,
+    frames: int = 4,
+    texts: tuple[TextSpan, ...] = (),
+    seconds: float = 60.0,
+) -> None:
     rows = FrameRows(
         seconds=np.arange(frames, dtype=np.float64),
         scene_index=(np.arange(frames) // 2).astype(np.int32),
         vectors=vectors(name, frames),
     )
-    store.add(video(name), scenes(frames), rows, texts, recipe=RECIPE, pictures_file=None)
+    made = replace(video(name), duration_seconds=seconds)
+    store.add(made, scenes(frames), rows, texts, recipe=RECIPE, pictures_file=None)
 
 
 @pytest.fixture
@@ -149,7 +165,7 @@ def test_a_store_that_stays_locked_is_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere.append(duckdb.connect(str(store.path)))
-    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     with pytest.raises(LibraryBusy, match="has held the library for more than"):
         add(store, "a")
 
@@ -167,10 +183,11 @@ def test_a_store_that_stays_locked_is_busy(
         ("scene_index IN (SELECT max(scene_index) FROM scenes)", 4),
         ("start_seconds = 0 -- a remark", 4),
         ("false", 0),
+        ("EXISTS (SELECT * FROM frames WHERE frames.vector[1] > 9)", 0),
     ],
 )
-def test_where_chooses_frames_by_their_scene(filled: Store, where: str, count: int) -> None:
-    assert len(filled.frames_where(where)) == count
+def test_where_chooses_frames_by_their_scene(read: Store, where: str, count: int) -> None:
+    assert len(read.frames_where(where)) == count
 
 
 @pytest.mark.parametrize(
@@ -199,16 +216,16 @@ def test_where_chooses_frames_by_their_scene(filled: Store, where: str, count: i
     ],
 )
 def test_where_that_is_no_plain_expression_is_refused(
-    filled: Store, tmp_path: Path, where: str
+    read: Store, tmp_path: Path, where: str
 ) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("a,b\n1,2\n")
-    before = filled.path.read_bytes()
+    before = read.path.read_bytes()
     with pytest.raises(UsageError, match=r"--where .* columns video_id, path, name"):
-        filled.frames_where(where.replace("{file}", str(secret)))
-    assert filled.path.read_bytes() == before
+        read.frames_where(where.replace("{file}", str(secret)))
+    assert read.path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
-    assert [path.name for path in filled.path.parent.iterdir()] == ["store.duckdb"]
+    assert [path.name for path in read.path.parent.iterdir()] == ["store.duckdb"]
 
 
 @pytest.mark.parametrize(
@@ -228,21 +245,87 @@ def test_where_that_is_no_plain_expression_is_refused(
     ],
 )
 def test_even_a_statement_could_do_no_harm_on_the_connection(
-    filled: Store, tmp_path: Path, statement: str
+    read: Store, tmp_path: Path, statement: str
 ) -> None:
     """The parser is the first wall; this is the second."""
-    with filled._open(read_only=True) as connection, pytest.raises(duckdb.Error):
+    with read._connected() as connection, pytest.raises(duckdb.Error):
         connection.execute(statement.replace("{folder}", str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_that_takes_too_long_is_stopped(
-    filled: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_that_takes_too_long_is_stopped(read: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "WHERE_SECONDS", 0.3)
     endless = "(SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b) > 0"
     with pytest.raises(UsageError, match=r"took more than 0.3 seconds; make it simpler"):
-        filled.frames_where(endless)
+        read.frames_where(endless)
+
+
+# ---------------------------------------------------------------- filters
+
+
+@pytest.fixture(scope="module")
+def assorted(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Three videos of two scenes, [0, 2) and [2, 4); frame ids are 0-3, 4-7 and 8-11."""
+    store = Store(Path(shutil.copy(empty, tmp_path_factory.mktemp("assorted"))))
+    words = (TextSpan(0, 1, "Good Morning"), TextSpan(1, 3, "100% École"), TextSpan(3, 4, "bye"))
+    add(store, "short", seconds=4, texts=words)
+    add(store, "long", seconds=7200)
+    add(store, "longer", seconds=7200.5)
+    days = {"short": "2026-01-01 23:59:59", "long": "2026-01-02 00:00:00", "longer": "2026-02-01"}
+    with duckdb.connect(str(store.path)) as connection:
+        for name, day in days.items():
+            connection.execute(
+                "UPDATE videos SET ingested_at = (?::TIMESTAMP AT TIME ZONE 'UTC') "
+                "WHERE video_id = ?",
+                [day, video(name).video_id],
+            )
+    return store
+
+
+SHORT, LONG, LONGER = [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        (Filters(), SHORT + LONG + LONGER),
+        (Filters(video="*/long*.mp4"), LONG + LONGER),
+        (Filters(video_ids=(video("longer").video_id, video("short").video_id)), SHORT + LONGER),
+        (Filters(video_ids=()), []),
+        (Filters(min_seconds=7200), LONG + LONGER),
+        (Filters(max_seconds=7200), SHORT + LONG),
+        (Filters(min_seconds=7200, max_seconds=7200), LONG),
+        (Filters(after=date(2026, 1, 2)), LONG + LONGER),
+        (Filters(before=date(2026, 1, 2)), SHORT),
+        (Filters(after=date(2026, 1, 2), before=date(2026, 2, 1)), LONG),
+        (Filters(video="longer.mp4", max_seconds=100), []),
+    ],
+)
+def test_a_filter_lets_through_the_scenes_of_the_videos_that_fit(
+    assorted: Store, filters: Filters, ids: list[int]
+) -> None:
+    assert assorted.frames_that_fit(filters).tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("good", [0, 1]),
+        ("MORN", [0, 1]),
+        ("bye", [2, 3]),
+        ("éCOLE", [0, 1, 2, 3]),
+        ("100%", [0, 1, 2, 3]),
+        ("1%0", []),
+        ("morning  école", [0, 1]),
+        ("good bye", []),
+        ("école École", [0, 1, 2, 3]),
+        ("' OR true --", []),
+    ],
+)
+def test_a_scene_fits_a_text_when_all_its_words_are_said_in_it(
+    assorted: Store, text: str, ids: list[int]
+) -> None:
+    assert assorted.frames_that_fit(Filters(text=text)).tolist() == ids
 
 
 # ---------------------------------------------------------------- the documented schema

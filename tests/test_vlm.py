@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes import FakeEndpoint
 
 from vidqa.errors import EndpointError
-from vidqa.vlm import TokenCount, VlmClient, as_images
+from vidqa.vlm import AsyncVlmClient, Sampling, TokenCount, VlmClient, as_images
 
 FRAMES = {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,AAAA,BBBB"}}
 QUESTION = [{"role": "user", "content": [FRAMES, {"type": "text", "text": "What is it?"}]}]
@@ -28,7 +30,7 @@ def assert_refused(
 
 def asked(endpoint: FakeEndpoint, **options: float) -> str:
     with VlmClient(endpoint.base_url, endpoint.api_key) as client:
-        return "".join(client.stream(QUESTION, **options))
+        return "".join(client.stream(QUESTION, Sampling(**options)))
 
 
 def test_an_answer_arrives_piece_by_piece() -> None:
@@ -37,6 +39,50 @@ def test_an_answer_arrives_piece_by_piece() -> None:
         VlmClient(endpoint.base_url) as client,
     ):
         assert list(client.stream(QUESTION)) == ["It ", "is ", "red."]
+
+
+def test_a_reader_that_leaves_early_leaves_nothing_running() -> None:
+    with FakeEndpoint(pieces=["a", "b", "c"]) as endpoint, VlmClient(endpoint.base_url) as client:
+        stream = client.stream(QUESTION)
+        assert next(stream) == "a"
+        stream.close()  # type: ignore[attr-defined]
+        assert "".join(client.stream(QUESTION)) == "abc"
+
+
+def test_one_client_answers_several_threads_at_once() -> None:
+    with (
+        FakeEndpoint() as endpoint,
+        VlmClient(endpoint.base_url) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        answers = pool.map(lambda _: "".join(client.stream(QUESTION)), range(32))
+        assert set(answers) == {"It is red [1]."}
+
+
+def test_it_may_be_asked_where_an_event_loop_runs_already() -> None:
+    async def notebook() -> str:
+        with FakeEndpoint() as endpoint, VlmClient(endpoint.base_url) as client:
+            return "".join(client.stream(QUESTION))
+
+    assert asyncio.run(notebook()) == "It is red [1]."
+
+
+def test_what_nobody_chose_of_the_sampling_is_left_to_the_endpoint() -> None:
+    chosen = Sampling(top_p=0.5, seed=3, stop=("\n",))
+    assert set(Sampling().fields()) == {"max_tokens", "temperature"}
+    assert set(chosen.fields()) == {"max_tokens", "temperature", "top_p", "seed", "stop"}
+
+
+async def _finish_reason(endpoint: FakeEndpoint) -> str | None:
+    async with AsyncVlmClient(endpoint.base_url) as client:
+        reply = client.reply(QUESTION)
+        assert [piece async for piece in reply] == ["It is red [1]."]
+        return reply.finish_reason
+
+
+def test_an_answer_says_why_it_ended() -> None:
+    with FakeEndpoint() as endpoint:
+        assert asyncio.run(_finish_reason(endpoint)) == "stop"
 
 
 def test_the_tokens_are_those_that_the_endpoint_counted() -> None:
@@ -236,5 +282,5 @@ def test_a_password_in_the_address_is_sent_and_not_logged(
         with VlmClient(address) as client:
             list(client.stream(QUESTION))
         assert client.base_url == endpoint.base_url
-        assert client._http.auth is not None
+        assert client._client._http.auth is not None
     assert "hunter2" not in caplog.text

@@ -2,6 +2,11 @@
 
     answer = ask("Who opens the door?", library, embedder, endpoint)
 
+    prepared = prepare("Who opens the door?", library, embedder)        # the same in steps, for
+    writing = prepared.writing()                                        # who talks to the model
+    text = writing.add(piece) + writing.end()                           # in a way of their own
+    answer = writing.answer(model, tokens)
+
 Moments are found by search, or given: a whole video, or a stretch of one. Nothing is asked of the
 model when there is nothing to show it. What the model may cite is what it was shown; any other
 citation is dropped. Printing is the command line's, serving the server's.
@@ -12,16 +17,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidqa.errors import NothingFound, UsageError
-from vidqa.prompt import build_messages, cite, keep_known_citations
+from vidqa.prompt import CitationCheck, JsonCitationCheck, build_messages, cite
 from vidqa.search import search
 from vidqa.select import fit, neighbours, select, wants_neighbours, whole
-from vidqa.types import Answer, Moment, ShownMoment, Usage, Video
-from vidqa.vlm import VlmClient
+from vidqa.types import Answer, Filters, Moment, QuestionImage, ShownMoment, Usage, Video
+from vidqa.vlm import DEFAULT_SAMPLING, Sampling, TokenCount, VlmClient
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,31 +49,41 @@ class AskOptions:
 
     `whole` names a video (id, path or file name) to be shown from end to end, `clip` is
     (video id, start seconds, end seconds) of a stretch; either replaces the search.
-    `video_glob` and `where` restrict it, as in `vidqa.search`.
+    `filters` and `where` restrict it, as in `vidqa.search`. `instructions` are what the asker wants
+    of every answer, such as its language.
     """
 
     k: int = 5
-    video_glob: str | None = None
+    filters: Filters | None = None
     where: str | None = None
     whole: str | None = None
     clip: tuple[str, float, float] | None = None
     max_frames: int = 16
     frames_per_moment: int = 4
     max_pixels: int = 420 * 364
-    max_tokens: int = 512
-    temperature: float = 0.0
+    sampling: Sampling = DEFAULT_SAMPLING
+    instructions: str = ""
 
     def __post_init__(self) -> None:
         if self.whole is not None and self.clip is not None:
             raise UsageError("a whole video and a clip at once: choose one")
         given = "--whole" if self.whole is not None else "a clip" if self.clip is not None else ""
-        for flag, value in (("--video", self.video_glob), ("--where", self.where)):
-            if given and value is not None:
-                raise UsageError(
-                    f"{flag} {value!r} restricts a search, and {given} needs none: leave one out"
-                )
+        if given and (restrictions := self.restrictions()):
+            raise UsageError(
+                f"{restrictions[0]} restricts a search, and {given} needs none: leave one out"
+            )
         if self.clip is not None and not 0 <= self.clip[1] < self.clip[2]:
             raise UsageError(f"clip {self.clip}: 0 <= start < end is required")
+
+    def restrictions(self) -> list[str]:
+        """What the search is restricted to, as it would be written on the command line."""
+        named = asdict(self.filters or Filters())
+        named = {"--video": named.pop("video"), **named, "--where": self.where}
+        return [
+            f"{name} {value!r}" if isinstance(value, str) else f"{name} {value}"
+            for name, value in named.items()
+            if value is not None
+        ]
 
 
 DEFAULT_OPTIONS = AskOptions()
@@ -89,28 +104,99 @@ def ask(
     not needed with `options.whole` or `options.clip`. `on_text` is given the text as it arrives.
     Raises NothingFound before any model is asked, EndpointError when the model cannot answer.
     """
-    watch = _Watch()
+    prepared = prepare(question, library, embedder, options)
+    with prepared.watch.time("engine"):
+        client = endpoint() if callable(endpoint) else endpoint
+    writing = prepared.writing()
+    tell = on_text or (lambda _: None)
+    with prepared.watch.time("model"):
+        for piece in client.stream(prepared.messages(), options.sampling):
+            tell(writing.add(piece))
+        tell(writing.end())
+    return writing.answer(client.model, client.usage)
+
+
+def prepare(
+    question: str,
+    library: Library,
+    embedder: Embedder | None,
+    options: AskOptions = DEFAULT_OPTIONS,
+    *,
+    images: Sequence[QuestionImage] = (),
+) -> Prepared:
+    """Everything that comes before the model: moments are found, frames are chosen and read.
+
+    `images` belong to the question: they take part in the search and are shown to the model.
+    Raises NothingFound when there is nothing to show.
+    """
+    watch = Watch()
     if options.whole is not None or options.clip is not None:
         moments = _given(library, options)
     else:
-        moments = _found(question, library, embedder, options, watch)
+        moments = _found(question, images, library, embedder, options, watch)
     with watch.time("frames"):
         shown = _shown(moments, library, options)
-    with watch.time("engine"):
-        client = endpoint() if callable(endpoint) else endpoint
-    with watch.time("model"):
-        text, used = _answered(client, question, shown, options, on_text)
-    return Answer(
-        question=question,
-        answer=text,
-        citations=cite(used, shown),
-        moments=tuple(one.moment for one in shown),
-        model=client.model,
-        usage=Usage(
-            client.usage.prompt, client.usage.completion, sum(len(one.pictures) for one in shown)
-        ),
-        timings_ms=watch.milliseconds,
-    )
+    return Prepared(question, tuple(shown), tuple(one.jpeg for one in images), options, watch)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question, and what the model is to be shown for it."""
+
+    question: str
+    shown: tuple[ShownMoment, ...]
+    jpegs: tuple[bytes, ...]
+    options: AskOptions
+    watch: Watch
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What the model is asked, in OpenAI's form."""
+        return build_messages(
+            self.question, self.shown, jpegs=self.jpegs, instructions=self.options.instructions
+        )
+
+    def writing(self) -> Writing:
+        return Writing(self)
+
+    @property
+    def frames(self) -> int:
+        """How many frames of the library are shown."""
+        return sum(len(one.pictures) for one in self.shown)
+
+
+class Writing:
+    """An answer as the model writes it: what comes out cites only what was shown."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        numbers = {one.n for one in prepared.shown}
+        is_json = prepared.options.sampling.response_format is not None
+        self._prepared = prepared
+        self._check = JsonCitationCheck(numbers) if is_json else CitationCheck(numbers)
+        self._parts: list[str] = []
+
+    def add(self, piece: str) -> str:
+        """Takes the model's next piece; returns what may be shown by now."""
+        return self._kept(self._check.add(piece))
+
+    def end(self) -> str:
+        """Returns what was held back. The citations are known from now on."""
+        return self._kept(self._check.end())
+
+    def _kept(self, text: str) -> str:
+        self._parts.append(text)
+        return text
+
+    def answer(self, model: str, tokens: TokenCount) -> Answer:
+        prepared = self._prepared
+        return Answer(
+            question=prepared.question,
+            answer="".join(self._parts).strip(),
+            citations=cite(self._check.used, prepared.shown),
+            moments=tuple(one.moment for one in prepared.shown),
+            model=model,
+            usage=Usage(tokens.prompt, tokens.completion, prepared.frames, tokens.cached),
+            timings_ms=prepared.watch.milliseconds,
+        )
 
 
 # ---------------------------------------------------------------- which moments
@@ -122,21 +208,24 @@ _Choice = list[tuple[Moment, tuple[float, ...]]]
 
 def _found(
     question: str,
+    images: Sequence[QuestionImage],
     library: Library,
     embedder: Embedder | None,
     options: AskOptions,
-    watch: _Watch,
+    watch: Watch,
 ) -> _Choice:
     if embedder is None:
         raise UsageError("a search needs an embedder; without one give a whole video or a clip")
     timed = _TimedEmbedder(embedder, watch)
+    pixels = _stacked([one.pixels for one in images])
     with watch.time("search"):
         found = search(
             question,
             library,
             timed,
+            images=pixels,
             k=options.k,
-            video_glob=options.video_glob,
+            filters=options.filters,
             where=options.where,
         )
         moments = [moment for moment in found if moment.score > MIN_SCORE]
@@ -146,6 +235,12 @@ def _found(
             moments = _with_neighbours(moments, library)
     watch.milliseconds["search"] -= watch.milliseconds["embed"]
     return select(moments, options.max_frames, options.frames_per_moment)
+
+
+def _stacked(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
+    import numpy as np
+
+    return np.stack(images) if images else None
 
 
 def _with_neighbours(moments: Sequence[Moment], library: Library) -> list[Moment]:
@@ -173,12 +268,8 @@ def _why_nothing(library: Library, options: AskOptions, found: Sequence[Moment])
         return "nothing in the library looks like what is asked; other words may find it"
     if not library.videos():
         return f"the library at {library.folder} is empty; fill it: vidqa ingest PATH"
-    filters = [
-        f"{flag} {value!r}"
-        for flag, value in (("--video", options.video_glob), ("--where", options.where))
-        if value is not None
-    ]
-    return f"no moment fits {' and '.join(filters)}" if filters else "no moment was found"
+    filters = " and ".join(options.restrictions())
+    return f"no moment fits {filters}" if filters else "no moment was found"
 
 
 def _given(library: Library, options: AskOptions) -> _Choice:
@@ -248,7 +339,7 @@ def _moment(
     )
 
 
-# ---------------------------------------------------------------- showing and answering
+# ---------------------------------------------------------------- showing
 
 
 def _shown(moments: _Choice, library: Library, options: AskOptions) -> list[ShownMoment]:
@@ -265,30 +356,8 @@ def _shown(moments: _Choice, library: Library, options: AskOptions) -> list[Show
     ]
 
 
-def _answered(
-    client: VlmClient,
-    question: str,
-    shown: Sequence[ShownMoment],
-    options: AskOptions,
-    on_text: Callable[[str], None] | None,
-) -> tuple[str, list[int]]:
-    """The text, and the numbers of the moments that it cites."""
-    used: list[int] = []
-    parts: list[str] = []
-    stream = client.stream(
-        build_messages(question, shown),
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-    )
-    for piece in keep_known_citations(stream, {one.n for one in shown}, used):
-        parts.append(piece)
-        if on_text is not None:
-            on_text(piece)
-    return "".join(parts).strip(), used
-
-
 @dataclass
-class _Watch:
+class Watch:
     """How long each stage took, in milliseconds."""
 
     milliseconds: dict[str, float] = field(
@@ -307,7 +376,7 @@ class _Watch:
 class _TimedEmbedder:
     """An embedder with a note of how long it took."""
 
-    def __init__(self, embedder: Embedder, watch: _Watch) -> None:
+    def __init__(self, embedder: Embedder, watch: Watch) -> None:
         self.spec: EmbedderSpec = embedder.spec
         self._embedder = embedder
         self._watch = watch

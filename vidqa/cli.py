@@ -137,10 +137,12 @@ def search(
     from vidqa.output import moment_json, moment_lines, write_page
     from vidqa.report import of_search, page
     from vidqa.search import search as find
+    from vidqa.types import Filters
     from vidqa.wiring import open_library, with_pictures
 
     library, embedder = open_library(run.settings)
-    moments = find(query, library, embedder, k=run.settings.k, video_glob=video, where=where)
+    filters = Filters(video=video)
+    moments = find(query, library, embedder, k=run.settings.k, filters=filters, where=where)
     if run.json:
         run.emit({"query": query, "moments": [moment_json(one) for one in moments]})
     elif moments:
@@ -199,9 +201,10 @@ def ask(
     from vidqa.ask import ask as answer_question
     from vidqa.output import answer_json, citation_lines, write_page
     from vidqa.report import of_answer, page
+    from vidqa.types import Filters
     from vidqa.wiring import ask_options, connect, open_library, with_pictures
 
-    options = ask_options(run.settings, video_glob=video, where=where, whole=whole)
+    options = ask_options(run.settings, filters=Filters(video=video), where=where, whole=whole)
     library, embedder = open_library(run.settings, on_demand=whole is not None)
     streams = stream and not run.json and sys.stdout.isatty()
     answer = answer_question(
@@ -248,6 +251,103 @@ def list_videos(run: Run) -> None:
         run.say("\n".join(video_lines(rows, failures)))
     if not rows:
         run.found_nothing(f"the library at {run.settings.index} holds no video; vidqa ingest PATH")
+
+
+@verb(
+    "host",
+    "port",
+    "root_path",
+    "server_names",
+    "k",
+    "max_frames",
+    "frames_per_moment",
+    "max_pixels",
+    "model",
+    "base_url",
+    "follow_ups",
+    "temperature",
+    "max_tokens",
+    "max_answers",
+    "max_queue",
+    "rate_limit",
+    "max_body_mib",
+    "max_upload_gib",
+    "max_images",
+    "max_image_megapixels",
+    "media_hosts",
+    "engine_idle_minutes",
+    "embedder",
+    "device",
+    "hub",
+    group=app,
+)
+def serve(
+    run: Run,
+    libraries: Annotated[
+        list[str],
+        typer.Option("--library", metavar="NAME=DIR", help="Serve this library as well."),
+    ] = [],  # noqa: B006  typer reads it, nobody changes it
+    adapters: Annotated[
+        list[str],
+        typer.Option("--adapter", metavar="NAME=DIR", help="Serve this LoRA adapter by NAME."),
+    ] = [],  # noqa: B006
+    api_keys: Annotated[
+        list[str],
+        typer.Option(
+            "--api-key",
+            metavar="[NAME:]KEY",
+            help="Who may ask. Everybody here sees a flag: VIDQA_SERVE_KEYS or a file is better.",
+        ),
+    ] = [],  # noqa: B006
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", metavar="FILE", help="Keys, one [NAME:]KEY a line."),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Server processes.")] = 1,
+) -> None:
+    """Serve the library: a page for browsers, an OpenAI-compatible API, tools for agents.
+
+    \b
+    vidqa serve                                    http://127.0.0.1:8080/, for this machine
+    vidqa serve --library cats=~/cats --port 9000  two libraries: vidqa and vidqa:cats
+    vidqa serve --host 0.0.0.0 --api-key-file keys for others too; put a proxy with TLS in front
+
+    The endpoint is http://127.0.0.1:8080/v1, the model is vidqa; /docs lists everything. vLLM is
+    started with it and kept warm. What is ingested meanwhile is found without a restart. Ctrl-C
+    lets answers finish.
+    """
+    import os
+
+    from vidqa.server.keys import read_keys
+    from vidqa.server.run import ServeOptions
+    from vidqa.server.run import serve as serve_library
+
+    options = ServeOptions(
+        libraries=_named_folders("--library", libraries),
+        adapters=_named_folders("--adapter", adapters),
+        keys=read_keys(api_keys, os.environ, api_key_file),
+        workers=workers,
+        verbose=run.verbose,
+    )
+
+    def listening(url: str) -> None:
+        if run.json:
+            run.emit({"event": "listening", "url": url})
+        else:
+            run.say(f"vidqa serves {run.settings.index} at {url}")
+
+    serve_library(run.settings, options, listening)
+
+
+def _named_folders(flag: str, given: list[str]) -> tuple[tuple[str, Path], ...]:
+    """`NAME=DIR` as names and folders."""
+    found = []
+    for one in given:
+        name, equals, folder = one.partition("=")
+        if not equals or not folder:
+            raise UsageError(f"{flag} {one!r}: it takes NAME=DIR")
+        found.append((name, Path(folder).expanduser()))
+    return tuple(found)
 
 
 ENGINE_SETTINGS = (

@@ -24,8 +24,11 @@ from typing import Any, NamedTuple
 from vidqa.errors import ConfigError
 
 PREFIX = "VIDQA_"
-# Variables with our prefix that name no setting: the file itself, and the engine's own folder.
-OTHER_VARIABLES = frozenset({"VIDQA_CONFIG", "VIDQA_RUNTIME_DIR"})
+# Variables with our prefix that name no setting: the file itself, the engine's own folder, the
+# server's keys, and what a server tells its workers.
+OTHER_VARIABLES = frozenset(
+    {"VIDQA_CONFIG", "VIDQA_RUNTIME_DIR", "VIDQA_SERVE_KEYS", "VIDQA_SERVE_KEY_FILE", "VIDQA_SERVE"}
+)
 PROFILES = ("cpu", "gpu", "demo")
 BUNDLED = "bundled:"
 
@@ -173,6 +176,46 @@ class Settings:
         "huggingface",
         "Where weights are looked for; none: folders only.",
         choices=("huggingface", "modelscope", "none"),
+    )
+    host: str = _setting("127.0.0.1", "Address that the server listens on.")
+    port: int = _setting(8080, "Port that the server listens on; 0: any.", minimum=0, maximum=65535)
+    root_path: str | None = _setting(
+        None, "Path under which a proxy shows the server, like /vidqa.", kind=str
+    )
+    follow_ups: str = _setting(
+        "model",
+        "Who makes a follow-up stand alone: the model, or the question before joined to it.",
+        choices=("model", "join"),
+    )
+    rate_limit: int = _setting(
+        0, "Requests a minute of one key; 0: no limit.", minimum=0, maximum=1_000_000
+    )
+    max_answers: int = _setting(
+        64, "Questions that the model is asked at once.", minimum=1, maximum=4096
+    )
+    max_queue: int = _setting(
+        256, "Questions that may wait for their turn.", minimum=0, maximum=65536
+    )
+    max_body_mib: int = _setting(
+        32, "Size of one request in MiB, uploads apart.", minimum=1, maximum=1024
+    )
+    max_upload_gib: float = _setting(
+        20.0, "Size of one uploaded video in GiB.", minimum=0.001, maximum=10240.0
+    )
+    max_images: int = _setting(4, "Pictures in one request.", minimum=1, maximum=64)
+    max_image_megapixels: float = _setting(
+        64.0, "Size of one such picture, in millions of pixels.", minimum=0.01, maximum=1000.0
+    )
+    media_hosts: str | None = _setting(
+        None,
+        "Hosts that pictures may be fetched from, with commas between.",
+        kind=str,
+        flag="--allow-media-host",
+    )
+    server_names: str | None = _setting(
+        None,
+        "Names that the server is known by, with commas between; else, on loopback, localhost.",
+        kind=str,
     )
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 

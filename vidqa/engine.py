@@ -4,8 +4,9 @@
     handle.base_url, handle.api_key, handle.model
 
 There is one engine per runtime folder, because two models rarely fit one machine: asking for other
-options ends the running engine and starts another. It listens on loopback, under a random key, and
-may fetch nothing: no address, no local file, no code from a model, no adapter at run time.
+options waits for the answers that are being given, ends the engine and starts another. It listens
+on loopback, under a random key, and may fetch nothing: no address, no local file, no code from a
+model, no adapter at run time.
 
     start.lock     held by the command that is starting, replacing or ending the engine
     alive.lock     held by the engine as long as it lives; its text is the process id
@@ -31,11 +32,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from vidqa.engine_gate import IN_FLIGHT
 from vidqa.engine_log import READY, failure_reason, stage_of
 from vidqa.engine_options import (
     LOOPBACK,
@@ -137,6 +139,7 @@ def ensure_engine(
     with _turn(folder, on_stage):
         state = _read_state(folder)
         if state is not None and state.digest != digest:
+            _await_answers(folder, state, on_stage)
             on_stage(f"ending the engine that serves {state.model}")
             _end(folder)
             state = None
@@ -390,8 +393,29 @@ def _wait(folder: Path, state: _State, on_stage: Callable[[str], None]) -> Engin
         time.sleep(POLL_SECONDS)
 
 
+def _await_answers(folder: Path, state: _State, on_stage: Callable[[str], None]) -> None:
+    """Returns once the engine is answering nobody. One that hangs or is gone answers nobody."""
+    said = False
+    while _is_alive(folder) and _answers(state):
+        if not said:
+            on_stage(f"waiting for an answer of {state.model}; vidqa engine stop breaks it off")
+            said = True
+        time.sleep(POLL_SECONDS)
+
+
+def _answers(state: _State) -> int:
+    """How many requests the engine is answering, by its own account; 0 when it gives none."""
+    health, headers = _asked(state, STATUS_ROUTE)
+    return int(headers.get(IN_FLIGHT.decode(), 0)) if health == "ready" else 0
+
+
 def _health(state: _State, route: str = "/health") -> str:
     """ "ready", "refused" (nobody listens, as during a start) or "not answering"."""
+    return _asked(state, route)[0]
+
+
+def _asked(state: _State, route: str) -> tuple[str, Mapping[str, str]]:
+    """Its health, and the headers of its answer."""
     import httpx
 
     headers = {"Authorization": f"Bearer {state.api_key}"}
@@ -399,10 +423,10 @@ def _health(state: _State, route: str = "/health") -> str:
         with httpx.Client(trust_env=False, timeout=HEALTH_SECONDS) as client:
             answer = client.get(f"{state.root}{route}", headers=headers)
     except httpx.ConnectError:
-        return "refused"
+        return "refused", {}
     except httpx.HTTPError:
-        return "not answering"
-    return "ready" if answer.status_code == 200 else "not answering"
+        return "not answering", {}
+    return ("ready" if answer.status_code == 200 else "not answering"), answer.headers
 
 
 def _log_text(folder: Path) -> str:

@@ -2,8 +2,8 @@
 
 vLLM serves some fifty routes and checks its key on a part of them. `Gate` is ASGI middleware that
 asks for the key on every one and lets four through. It also notes when the engine was last asked
-something, so that `stop_when_idle` can end an engine that nobody uses. It holds no model and knows
-nothing of vLLM.
+something, so that `stop_when_idle` can end an engine that nobody uses, and when it last answered,
+since vLLM calls itself healthy while its core hangs. It holds no model and knows nothing of vLLM.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's own name for it, as vLLM checks the key as well
 STATUS_ROUTE = ("GET", "/ping")
-ROUTES = frozenset(
-    {STATUS_ROUTE, ("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions")}
-)
+HEALTH_ROUTES = frozenset({STATUS_ROUTE, ("GET", "/health")})
+CHAT_ROUTE = ("POST", "/v1/chat/completions")
+ROUTES = HEALTH_ROUTES | {("GET", "/v1/models"), CHAT_ROUTE}
+IN_FLIGHT = b"x-vidqa-in-flight"  # a header of every answer to STATUS_ROUTE
 
 # Loading a large model from a slow disk takes minutes; nothing takes an hour.
 START_SECONDS = 3600.0
+# A model that has said nothing for so long while somebody waited hangs. It is a little less than
+# `vlm` waits, so that it is known when the client gives up.
+HUNG_SECONDS = 590.0
 # What requests in flight get to finish once the engine was told to end.
 GRACE_SECONDS = 15.0
 
 Message = MutableMapping[str, Any]
-App = Callable[
-    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
-    Awaitable[None],
-]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Send], Awaitable[None]]
 
 
 class Activity:
@@ -42,6 +45,9 @@ class Activity:
         self._lock = threading.Lock()
         self._in_flight = 1
         self._changed = time.monotonic()
+        self._chats = 0
+        self._heard = 0.0  # when a chat began, while none was open, or was last answered a piece
+        self._fell_silent = False
         self.serving = False
 
     def begin(self) -> None:
@@ -53,6 +59,39 @@ class Activity:
         with self._lock:
             self._in_flight -= 1
             self._changed = time.monotonic()
+
+    @contextmanager
+    def chat(self) -> Iterator[None]:
+        """A request that the model itself has to answer."""
+        with self._lock:
+            if not self._chats:
+                self._heard = time.monotonic()
+            self._chats += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._fell_silent = self._fell_silent or self._is_silent()
+                self._chats -= 1
+
+    def hear(self) -> None:
+        """The model has answered a piece."""
+        with self._lock:
+            self._heard = time.monotonic()
+            self._fell_silent = False
+
+    def hangs(self) -> bool:
+        """Whether the model kept somebody waiting beyond all patience, and was silent since."""
+        with self._lock:
+            return self._fell_silent or self._is_silent()
+
+    def _is_silent(self) -> bool:
+        return self._chats > 0 and time.monotonic() - self._heard > HUNG_SECONDS
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being answered; once the engine serves, the start is over."""
+        return self._in_flight
 
     def serve(self) -> None:
         """The start is over."""
@@ -88,10 +127,37 @@ class Gate:
         status = self._refusal(scope)
         if status:
             await _refuse(scope, send, status)
-        elif (scope["method"], scope["path"]) == STATUS_ROUTE:
-            await self._app(scope, receive, send)
+            return
+        route = (scope["method"], scope["path"])
+        if route in HEALTH_ROUTES and self._activity.hangs():
+            await _refuse(scope, send, 503)
+        elif route == STATUS_ROUTE:
+            await self._app(scope, receive, self._telling(send))
+        elif route == CHAT_ROUTE:
+            with self._activity.chat():
+                await self._counted(scope, receive, self._hearing(send))
         else:
             await self._counted(scope, receive, send)
+
+    def _telling(self, send: Send) -> Send:
+        """Adds the number of requests in flight to an answer."""
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told = (IN_FLIGHT, str(self._activity.in_flight).encode())
+                message = {**message, "headers": [*message.get("headers", ()), told]}
+            await send(message)
+
+        return telling
+
+    def _hearing(self, send: Send) -> Send:
+        """Notes that an answer goes on."""
+
+        async def hearing(message: Message) -> None:
+            self._activity.hear()
+            await send(message)
+
+        return hearing
 
     def _refusal(self, scope: Message) -> int:
         given = dict(scope.get("headers", ())).get(b"authorization", b"")

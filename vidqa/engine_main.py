@@ -9,19 +9,10 @@ decided in `vidqa.engine`.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
+from vidqa.children import die_with_parent
 from vidqa.compat import declare_torchvision_operators, mend_patch_merger
-
-
-def die_with_parent() -> None:
-    """No child of a killed server stays behind: the kernel ends it (Linux; elsewhere vLLM does)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def detach(lock_fd: int) -> None:
@@ -67,6 +58,7 @@ def main(lock_fd: int, idle_seconds: float, flags: list[str]) -> None:
 if __name__ == "__main__":
     main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
 elif __name__ == "__mp_main__":
+    # No child of a killed server stays behind.
     die_with_parent()
     declare_torchvision_operators()
     mend_patch_merger()

@@ -67,4 +67,8 @@ class EngineError(VidqaError):
 
 
 class EndpointError(VidqaError):
-    pass
+    """`refused` says that the request is at fault, where else the endpoint is."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused

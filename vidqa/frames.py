@@ -10,8 +10,11 @@ process for each video uses the cores better. What a scene is, is decided elsewh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from vidqa.containers import (
@@ -44,6 +47,13 @@ TRUNCATED_SECONDS = 2.0
 TRUNCATED_PART = 0.1
 # Containers that declare their duration in a header, where others estimate it.
 _DECLARING_FORMATS = ("mov", "matroska", "avi", "asf")
+
+# Formats whose files can be joined end to end, each with a clock of its own.
+_JOINABLE_FORMATS = frozenset({"mpegts", "mpeg"})
+# Steps back when a seek lands behind the keyframe; farther than the last is the file's start.
+_SEEK_BACK_SECONDS = (0.0, 2.0, 12.0, 60.0)
+_LANDING_PACKETS = 1000
+_LAST_TIMESTAMP = 2**62
 
 # The least number of frames that a scene is searched and shown by.
 SCENE_FRAMES = 3
@@ -237,8 +247,7 @@ def pictures_at(path: str, seconds: Sequence[float]) -> list[Picture]:
     """
     wanted = sorted(set(seconds))
     found: dict[float, bytes] = {}
-    with open_video(path) as container:
-        stream = video_stream(container)
+    with open_before(path, wanted[0]) as (container, stream):
         scaler: Scaler | None = None
         for at, picture in _shown_at(container, stream, wanted):
             if scaler is None:
@@ -254,9 +263,7 @@ def _shown_at(
     """For each time, rising, the frame on the screen then: the last that starts by then."""
     waiting = list(wanted)
     before: Frame | None = None
-    # Stored times come from these very timestamps; a hair of tolerance for their rounding.
-    hair = 0.1 / average_fps(stream)
-    _seek_before(container, stream, waiting[0])
+    hair = hair_seconds(stream)
     for frame in Decoder(container, stream):
         while waiting and before is not None and frame.seconds > waiting[0] + hair:
             yield waiting.pop(0), before.picture
@@ -268,14 +275,70 @@ def _shown_at(
             yield at, before.picture
 
 
-def _seek_before(container: InputContainer, stream: VideoStream, seconds: float) -> None:
-    """Goes to the keyframe before; stays at the start where a file cannot seek or tell times."""
+def hair_seconds(stream: VideoStream) -> float:
+    """How far a stored time may be off the timestamp that it comes from: rounding, no more."""
+    return 0.1 / average_fps(stream)
+
+
+@contextmanager
+def open_before(path: str, seconds: float) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens a video at a keyframe from which all that is shown from `seconds` on decodes.
+
+    That is its start where a file cannot seek, tells no times, or has a clock that starts again
+    (then no timestamp names one place).
+    """
+    goal = _seek_goal(path, seconds)
+    seeks = goal is not None and not _clock_restarts(path)
+    with open_video(path) as container:
+        stream = video_stream(container)
+        if goal is not None and seeks:
+            with reading(path):
+                container.seek(goal, stream=stream, backward=True)
+        yield container, stream
+
+
+def _seek_goal(path: str, seconds: float) -> int | None:
+    """The timestamp to seek to, tried out: MPEG-TS lands at a time, not at a keyframe before it."""
+    for back in _SEEK_BACK_SECONDS:
+        with open_video(path) as container:
+            stream = video_stream(container)
+            if seconds <= back or not stream.time_base or stream.start_time is None:
+                return None
+            goal, wanted = (
+                min(round(at / stream.time_base) + stream.start_time, _LAST_TIMESTAMP)
+                for at in (seconds - back, seconds)
+            )
+            if _lands_before(container, stream, goal, wanted):
+                return goal
+    return None
+
+
+def _lands_before(container: InputContainer, stream: VideoStream, goal: int, wanted: int) -> bool:
+    """Whether the first keyframe after a seek to `goal` is shown by `wanted`."""
     import av
 
-    if not stream.time_base or stream.start_time is None:
-        return
-    target = round(seconds / stream.time_base) + stream.start_time
     try:
-        container.seek(target, stream=stream, backward=True)
+        container.seek(goal, stream=stream, backward=True)
+        for packet in islice(container.demux(stream), _LANDING_PACKETS):
+            if packet.is_keyframe and packet.size:
+                at = packet.dts if packet.pts is None else packet.pts
+                return at is not None and at <= wanted
     except av.FFmpegError:
-        container.seek(0)
+        return False
+    return False
+
+
+def _clock_restarts(path: str) -> bool:
+    """Whether a file is joined recordings; where its format can be joined, it is read whole."""
+    latest = -math.inf
+    with open_video(path) as container, reading(path):
+        if container.format.name not in _JOINABLE_FORMATS:
+            return False
+        stream = video_stream(container)
+        for packet in container.demux(stream):
+            if packet.pts is not None and packet.time_base:
+                at = float(packet.pts * packet.time_base)
+                if at < latest - CLOCK_RESTART_SECONDS:
+                    return True
+                latest = max(latest, at)
+    return False

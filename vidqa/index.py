@@ -148,6 +148,23 @@ class FrameIndex:
             found, scores = self._compare_all(query, k, positions)
         return self._ranked(found, scores)
 
+    def cosines(
+        self, vector: NDArray[np.float32], frame_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The cosine of each of these frames, in their order; NaN where the index holds none.
+
+        All of them are compared, however large the index is: a search for as many of them would
+        visit cells first, and candidates of one-bit codes.
+        """
+        cosines = np.full(len(self) + 1, np.nan, np.float32)
+        places = np.searchsorted(self.frame_ids, frame_ids)
+        held = np.append(self.frame_ids, -1)[places] == frame_ids
+        if held.any():
+            query = np.ascontiguousarray(vector, np.float32)[None]
+            found, scores = self._compare_all(query, len(np.unique(places[held])), places[held])
+            cosines[found] = scores
+        return np.asarray(cosines[np.where(held, places, -1)], np.float32)
+
     def _positions(self, allowed: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the allowed frames lie; ids that this index does not hold are passed over."""
         if not len(self):

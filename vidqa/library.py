@@ -19,38 +19,35 @@ store by its generation. This module decodes, embeds and prints nothing.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import secrets
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vidqa import index as vector_index
 from vidqa import picture_files
 from vidqa.errors import LibraryError, UsageError
-from vidqa.index import FrameIndex, IndexHeader
+from vidqa.following import FollowingIndex
 from vidqa.picture_files import PictureWriter
-from vidqa.store import (
-    Extent,
-    Failure,
-    FrameRows,
-    SceneKey,
-    Store,
-    VideoRow,
-    check_embedder,
+from vidqa.store import Failure, FrameRows, SceneKey, Store, VideoRow, check_embedder
+from vidqa.types import (
+    EmbedderSpec,
+    Filters,
+    FrameBatch,
+    FrameHit,
+    Moment,
+    Picture,
+    Scene,
+    TextSpan,
+    Video,
 )
-from vidqa.types import EmbedderSpec, FrameBatch, FrameHit, Moment, Picture, Scene, TextSpan, Video
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 MANIFEST, STORE, INDEX, PICTURES = "manifest.json", "store.duckdb", "index.faiss", "frames"
 LAYOUT = 1
@@ -58,13 +55,12 @@ LAYOUT = 1
 # About 700 hours of video at one 25 KB picture a second is 60 GB; beyond, the videos ingested
 # first lose their pictures, which one decode of the file can make again.
 PICTURES_LIMIT_BYTES = 60 * 10**9
-# An index with more dead frames than this part of it is built anew.
-DEAD_LIMIT = 0.2
-# New frames that a search finds beyond the saved index, before it saves what it has.
-UNSAVED_FRAMES, UNSAVED_PART = 5_000, 0.05
 
 PicturesAt = Callable[[str, Sequence[float]], list[Picture]]
 """Decodes the pictures at some times of a file: `vidqa.frames.pictures_at`."""
+
+Relevance = tuple["NDArray[np.float64]", "NDArray[np.float32]"]
+"""Times in a video in seconds, rising, and the cosine of the frame at each to a query."""
 
 
 class Library:
@@ -73,12 +69,19 @@ class Library:
     Methods may be called from several threads, and several processes may use one folder.
     """
 
-    def __init__(self, folder: Path, spec: EmbedderSpec, pictures_at: PicturesAt | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: EmbedderSpec,
+        pictures_at: PicturesAt | None,
+        *,
+        follow: bool = False,
+    ) -> None:
         self.folder = folder
         self.spec = spec
         self._pictures_at = pictures_at
-        self._store = Store(folder / STORE)
-        self._index = _FollowingIndex(folder / INDEX, self._store)
+        self._store = Store(folder / STORE, follow=follow)
+        self._index = FollowingIndex(folder / INDEX, self._store)
 
     @classmethod
     def open(
@@ -88,12 +91,15 @@ class Library:
         *,
         create: bool = False,
         pictures_at: PicturesAt | None = None,
+        follow: bool = False,
     ) -> Library:
         """Opens the library in `folder`, or makes one there with `create`.
 
         With `spec`, raises EmbedderMismatch unless the library was made with that embedder.
-        `pictures_at` makes pictures that are no longer kept. Raises LibraryError when there is
-        no library, when the folder belongs to something else, or when it is damaged.
+        `pictures_at` makes pictures that are no longer kept. `follow` is for a process that lives
+        long: it reads from a copy in memory that follows every commit (vidqa.store). Raises
+        LibraryError when there is no library, when the folder belongs to something else, or when
+        it is damaged.
         """
         store = Store(folder / STORE)
         if create and spec is not None:
@@ -104,7 +110,7 @@ class Library:
         stored = store.open()
         if spec is not None:
             check_embedder(stored, spec, folder)
-        return cls(folder, stored, pictures_at)
+        return cls(folder, stored, pictures_at, follow=follow)
 
     @property
     def generation(self) -> int:
@@ -238,23 +244,23 @@ class Library:
         vector: NDArray[np.float32],
         k: int,
         *,
-        video_glob: str | None = None,
+        filters: Filters | None = None,
         where: str | None = None,
     ) -> list[FrameHit]:
         """The k frames nearest to a query, best first: fewer only when no more fit.
 
-        `vector` is float32 (D,), L2-normalised. `video_glob` is a path, a file name, or a pattern
-        of either; `where` is an SQL expression over the view `moments` (docs/schema.md).
+        `vector` is float32 (D,), L2-normalised. `where` is an SQL expression over the view
+        `moments` (docs/schema.md); a frame is found when its scene fits both it and `filters`.
         """
-        if vector.shape != (self.spec.dimension,):
-            raise ValueError(f"a query of shape {vector.shape}; ({self.spec.dimension},) is needed")
+        self._check(vector)
         if k < 1:
             raise UsageError(f"k is {k}; at least 1 is needed")
-        filters = [
-            *([self._store.frames_of_videos(video_glob)] if video_glob is not None else []),
-            *([self._store.frames_where(where)] if where is not None else []),
-        ]
-        ids, scores = self._index.search(vector, k, filters)
+        allowed = []
+        if filters is not None and filters != Filters():
+            allowed.append(self._store.frames_that_fit(filters))
+        if where is not None:
+            allowed.append(self._store.frames_where(where))
+        ids, scores = self._index.search(vector, k, allowed)
         by_id = {row.frame_id: row for row in self._store.frames(ids.tolist())}
         return [
             FrameHit(row.video_id, row.scene_index, row.seconds, float(score))
@@ -262,6 +268,34 @@ class Library:
             # A frame may have gone since the index was brought in line.
             if (row := by_id.get(frame_id)) is not None
         ]
+
+    def relevance(
+        self, vector: NDArray[np.float32], video_ids: Sequence[str], *, max_points: int = 200
+    ) -> dict[str, Relevance]:
+        """How well every sampled frame of these videos fits a query, in order of time.
+
+        Exact cosines, whatever the size of the library. Of a video with more than `max_points`
+        frames, the best frame of each of that many stretches with equally many frames is kept.
+        Videos that are not in the library are left out. `vector` is float32 (D,), L2-normalised.
+        """
+        self._check(vector)
+        if max_points < 1:
+            raise UsageError(f"max_points is {max_points}; at least 1 is needed")
+        wanted = list(dict.fromkeys(video_ids))
+        frames = self._store.frames_of_videos(wanted)
+        scores = self._index.cosines(vector, frames.frame_id)
+        curves = {}
+        for place, video_id in enumerate(wanted):
+            start, end = np.searchsorted(frames.video, [place, place + 1])
+            held = start + np.flatnonzero(~np.isnan(scores[start:end]))
+            kept = held[_peaks(scores[held], max_points)]
+            if len(kept):
+                curves[video_id] = frames.seconds[kept], scores[kept]
+        return curves
+
+    def _check(self, vector: NDArray[np.float32]) -> None:
+        if vector.shape != (self.spec.dimension,):
+            raise ValueError(f"a query of shape {vector.shape}; ({self.spec.dimension},) is needed")
 
 
 class Draft:
@@ -331,100 +365,11 @@ class Draft:
         )
 
 
-class _FollowingIndex:
-    """The index of one library as this process holds it: it follows the store by its generation.
-
-    What came since is added, what went is filtered out, and when either is much the index is
-    built anew. A file that cannot be written (a read-only disk) only costs the next process time.
-    """
-
-    def __init__(self, path: Path, store: Store) -> None:
-        self._path = path
-        self._store = store
-        self._turn = threading.Lock()
-        self._index: FrameIndex | None = None
-        self._seen: tuple[int, ...] = ()
-        # The ids that are still in the store, or None when all of the index are.
-        self._alive: NDArray[np.int64] | None = None
-        self._saved_frames = 0
-
-    def search(
-        self, vector: NDArray[np.float32], k: int, filters: Sequence[NDArray[np.int64]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The ids and cosines of the k nearest frames that every filter holds."""
-        with self._turn:
-            index = self._followed()
-            alive = [] if self._alive is None else [self._alive]
-            return index.search(vector, k, _intersection([*filters, *alive]))
-
-    def save(self) -> None:
-        """Writes the index, in line with the store, unless the file is that already."""
-        with self._turn:
-            index = self._followed()
-            if vector_index.read_header(self._path) != index.header:
-                self._write(index)
-
-    def _followed(self) -> FrameIndex:
-        signature = self._store.signature()
-        if self._index is None:
-            self._index = self._load(self._store.extent())
-        if self._index is None or (signature != self._seen and not self._catch_up(self._index)):
-            self._index = self._build()
-        # Taken before the store was read: what is committed meanwhile is seen next time.
-        self._seen = signature
-        return self._index
-
-    def _load(self, extent: Extent) -> FrameIndex | None:
-        header = vector_index.read_header(self._path)
-        if header is None or not _continues(header, extent):
-            return None
-        index = vector_index.load(self._path)
-        self._saved_frames = len(index) if index is not None else 0
-        return index
-
-    def _catch_up(self, index: FrameIndex) -> bool:
-        """Adds what is new and notes what is gone; False when building anew is the better way."""
-        changes = self._store.changes(index.header.next_frame_id)
-        if not _continues(index.header, changes.extent):
-            return False
-        if not index.extend(_header(changes.extent), changes.new_ids, changes.new_vectors):
-            return False
-        dead = len(index) - len(changes.alive_ids)
-        if not 0 <= dead <= DEAD_LIMIT * len(index):
-            return False
-        self._alive = changes.alive_ids if dead else None
-        if len(index) - self._saved_frames > max(UNSAVED_FRAMES, UNSAVED_PART * len(index)):
-            self._write(index)
-        return True
-
-    def _build(self) -> FrameIndex:
-        changes = self._store.changes(0)
-        index = FrameIndex.build(_header(changes.extent), changes.new_ids, changes.new_vectors)
-        self._alive = None
-        self._write(index)
-        return index
-
-    def _write(self, index: FrameIndex) -> None:
-        try:
-            index.save(self._path)
-            self._saved_frames = len(index)
-        except OSError as error:
-            log.warning("%s could not be written and is kept in memory: %s", self._path, error)
-
-
-def _header(extent: Extent) -> IndexHeader:
-    return IndexHeader(extent.library_id, extent.generation, extent.next_frame_id)
-
-
-def _continues(header: IndexHeader, extent: Extent) -> bool:
-    """Whether a store is the one that an index was built from, then or later."""
-    return header.library_id == extent.library_id and header.generation <= extent.generation
-
-
-def _intersection(filters: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
-    if not filters:
-        return None
-    return reduce(partial(np.intersect1d, assume_unique=True), filters)
+def _peaks(scores: NDArray[np.float32], max_points: int) -> NDArray[np.int64]:
+    """Where the best score of each of `max_points` equal stretches lies; everywhere, if few."""
+    edges = np.linspace(0, len(scores), min(max_points, len(scores)) + 1).astype(np.int64)
+    peaks = [start + np.argmax(scores[start:end]) for start, end in pairwise(edges)]
+    return np.array(peaks, np.int64)
 
 
 def _nearest(times: Sequence[float], at: float) -> int:

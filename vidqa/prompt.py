@@ -12,12 +12,13 @@ one set of tokens.
 from __future__ import annotations
 
 import base64
+import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from vidqa.types import Citation, Picture, ShownMoment, TextSpan
+from vidqa.types import Citation, ShownMoment, TextSpan
 
 NOT_SHOWN = "Not in the moments shown."
 
@@ -60,9 +61,9 @@ def label(shown: ShownMoment) -> str:
     return f"{name} {time_range(moment.start_seconds, moment.end_seconds)} [{shown.n}]"
 
 
-def video_url(pictures: Sequence[Picture]) -> str:
+def video_url(jpegs: Sequence[bytes]) -> str:
     """Frames as one data URL, in the form that vLLM takes frame for frame."""
-    encoded = ",".join(base64.b64encode(picture.jpeg).decode("ascii") for picture in pictures)
+    encoded = ",".join(base64.b64encode(jpeg).decode("ascii") for jpeg in jpegs)
     return f"data:video/jpeg;base64,{encoded}"
 
 
@@ -74,65 +75,123 @@ def subtitle_line(texts: Sequence[TextSpan]) -> str:
     return f'Subtitles: "{words}"\n' if words else ""
 
 
-def build_messages(question: str, shown: Sequence[ShownMoment]) -> list[dict[str, Any]]:
+def build_messages(
+    question: str,
+    shown: Sequence[ShownMoment],
+    *,
+    jpegs: Sequence[bytes] = (),
+    instructions: str = "",
+) -> list[dict[str, Any]]:
     """Chat messages of the OpenAI form: labels, frames and subtitles first, the question last.
 
-    Media come before the question so that asking again about the same moments hits the
-    server's prefix cache.
+    `jpegs` are pictures that belong to the question; each is shown as a pair of equal frames.
+    `instructions` are what the asker wants of every answer, such as its language. Media come before
+    the question so that asking again about the same moments hits the server's prefix cache.
     """
     content: list[dict[str, Any]] = []
     for one in shown:
-        content.append({"type": "text", "text": f"{label(one)}\n"})
-        content.append({"type": "video_url", "video_url": {"url": video_url(one.pictures)}})
-        content.append({"type": "text", "text": f"\n{subtitle_line(one.moment.texts)}"})
-    content.append({"type": "text", "text": f"Question: {' '.join(question.split())}"})
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
+        content.append(_text(f"{label(one)}\n"))
+        content.append(_frames([picture.jpeg for picture in one.pictures]))
+        content.append(_text(f"\n{subtitle_line(one.moment.texts)}"))
+    for jpeg in jpegs:
+        content += [_text("Picture of the question:\n"), _frames([jpeg, jpeg]), _text("\n")]
+    content.append(_text(f"Question: {' '.join(question.split())}"))
+    system = f"{SYSTEM}\n{instructions}" if instructions else SYSTEM
+    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
-def _known(match: re.Match[str], numbers: Collection[int], used: list[int]) -> str:
-    kept: list[int] = []
-    for first, last in _NUMBERS.findall(match.group(1)):
-        start, end = _number(first), _number(last or first)
-        kept += [one for one in sorted(numbers) if start <= one <= end and one not in kept]
-    used.extend(one for one in kept if one not in used)
-    return "".join(f"[{one}]" for one in kept)
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _frames(jpegs: Sequence[bytes]) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": video_url(jpegs)}}
+
+
+class CitationCheck:
+    """A reply passes through as it streams, without the `[n]` that name no moment shown.
+
+    `used` are the numbers that stayed, in the order of their first mention. `[1, 3]` and `[1-3]`
+    become single markers. White space before a dropped one goes with it.
+    """
+
+    def __init__(self, numbers: Collection[int]) -> None:
+        self.used: list[int] = []
+        self._numbers = sorted(numbers)
+        self._held = ""
+
+    def add(self, piece: str) -> str:
+        """The next piece, short of what may still grow into a marker."""
+        self._held += piece
+        waiting = _OPEN_MARKER.search(self._held)
+        cut = waiting.start() if waiting else len(self._held)
+        ready, self._held = self._held[:cut], self._held[cut:]
+        return self._checked(ready)
+
+    def end(self) -> str:
+        """What was held back when the reply ended."""
+        held, self._held = self._held, ""
+        return self._checked(held)
+
+    def _checked(self, text: str) -> str:
+        parts: list[str] = []
+        position = 0
+        for match in _MARKER.finditer(text):
+            before = text[position : match.start()]
+            marker = self._known(match)
+            parts.append(before + marker if marker else before.rstrip())
+            position = match.end()
+        parts.append(text[position:])
+        return "".join(parts)
+
+    def _known(self, match: re.Match[str]) -> str:
+        kept: list[int] = []
+        for first, last in _NUMBERS.findall(match.group(1)):
+            start, end = _number(first), _number(last or first)
+            kept += [one for one in self._numbers if start <= one <= end and one not in kept]
+        self.used.extend(one for one in kept if one not in self.used)
+        return "".join(f"[{one}]" for one in kept)
+
+
+class JsonCitationCheck:
+    """A reply that is JSON passes through unchanged: a list `[1, 2]` in it is no citation.
+
+    `used` are the known numbers that its strings mention, once it has ended.
+    """
+
+    def __init__(self, numbers: Collection[int]) -> None:
+        self.used: list[int] = []
+        self._numbers = numbers
+        self._pieces: list[str] = []
+
+    def add(self, piece: str) -> str:
+        self._pieces.append(piece)
+        return piece
+
+    def end(self) -> str:
+        try:
+            check = CitationCheck(self._numbers)
+            for text in _strings(json.loads("".join(self._pieces))):
+                check.add(text)
+                check.end()
+            self.used = check.used
+        except ValueError:
+            self.used = []  # it broke off: nothing in it can be relied on
+        return ""
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, names of fields left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
 
 
 def _number(digits: str) -> float:
     """Python refuses to read thousands of digits, which a model may well write."""
     return int(digits) if len(digits) < 10 else float("inf")
-
-
-def keep_known_citations(
-    pieces: Iterable[str], numbers: Collection[int], used: list[int]
-) -> Iterator[str]:
-    """Passes a reply through as it streams, without the `[n]` that name no moment shown.
-
-    The numbers that stay are appended to `used`, in the order of their first mention.
-    `[1, 3]` and `[1-3]` become single markers. White space before a dropped one goes with it.
-    """
-    held = ""
-    for piece in pieces:
-        held += piece
-        waiting = _OPEN_MARKER.search(held)
-        cut = waiting.start() if waiting else len(held)
-        ready, held = held[:cut], held[cut:]
-        if ready:
-            yield _drop_unknown(ready, numbers, used)
-    if held:
-        yield _drop_unknown(held, numbers, used)
-
-
-def _drop_unknown(text: str, numbers: Collection[int], used: list[int]) -> str:
-    parts: list[str] = []
-    position = 0
-    for match in _MARKER.finditer(text):
-        before = text[position : match.start()]
-        marker = _known(match, numbers, used)
-        parts.append(before + marker if marker else before.rstrip())
-        position = match.end()
-    parts.append(text[position:])
-    return "".join(parts)
 
 
 def cite(used: Sequence[int], shown: Sequence[ShownMoment]) -> tuple[Citation, ...]:

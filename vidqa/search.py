@@ -18,17 +18,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vidqa.errors import UsageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vidqa.embed import Embedder
     from vidqa.library import Library
-    from vidqa.types import Moment
+    from vidqa.types import Filters, Moment
 
 # Frames fetched for each moment wanted at first, and how that grows: a shot of usual length has
 # three to eight sampled frames, which are alike and so found together.
 _FRAMES_PER_MOMENT = 8
 _GROWTH = 4
+# Below this length a sum of unit vectors is rounding.
+_NO_DIRECTION = 1e-4
 
 
 def search(
@@ -36,23 +42,60 @@ def search(
     library: Library,
     embedder: Embedder,
     *,
+    images: NDArray[np.uint8] | None = None,
     k: int = 5,
-    video_glob: str | None = None,
+    filters: Filters | None = None,
     where: str | None = None,
 ) -> list[Moment]:
     """The k moments that fit a query best, with their frame times and texts.
 
-    Filters are as in `Library.search`. Raises UsageError for an empty query, a k below 1 or a
-    bad `where`.
+    The query is a text, pictures (as in `query_vector`), or both. Filters are as in
+    `Library.search`. Raises UsageError for an empty query, a k below 1 or a bad `where`.
     """
-    if not query.strip():
+    vector = query_vector(query, images, embedder)
+    return search_vector(vector, library, k=k, filters=filters, where=where)
+
+
+def query_vector(
+    query: str, images: NDArray[np.uint8] | None, embedder: Embedder
+) -> NDArray[np.float32]:
+    """What is compared with the frames: float32 (D,), L2-normalised.
+
+    It is the normalised sum of the unit vectors of the text, unless that is blank, and of each
+    image; `images` is uint8 (N, H, W, 3) RGB at the size in `embedder.spec`.
+    """
+    high, wide = embedder.spec.image_height, embedder.spec.image_width
+    if images is not None and (images.shape[1:] != (high, wide, 3) or images.dtype != np.uint8):
+        raise ValueError(
+            f"images are {images.dtype} {images.shape}; uint8 (N, {high}, {wide}, 3) is needed"
+        )
+    parts = [
+        *([embedder.embed_texts([query])] if query.strip() else []),
+        *([embedder.embed_images(images)] if images is not None and len(images) else []),
+    ]
+    if not parts:
         raise UsageError("the query is empty; say what is to be seen")
+    total = np.concatenate(parts).sum(axis=0)
+    length = np.linalg.norm(total)
+    if length < _NO_DIRECTION:
+        raise UsageError("the parts of the query cancel each other out; search for one at a time")
+    return np.asarray(total / length, np.float32)
+
+
+def search_vector(
+    vector: NDArray[np.float32],
+    library: Library,
+    *,
+    k: int = 5,
+    filters: Filters | None = None,
+    where: str | None = None,
+) -> list[Moment]:
+    """`search`, for who has the vector: float32 (D,), L2-normalised."""
     if k < 1:
         raise UsageError(f"k is {k}; at least 1 is needed")
-    vector = embedder.embed_texts([query])[0]
     wanted = k * _FRAMES_PER_MOMENT
     while True:
-        hits = library.search(vector, wanted, video_glob=video_glob, where=where)
+        hits = library.search(vector, wanted, filters=filters, where=where)
         best: dict[tuple[str, int], float] = {}
         for hit in hits:
             best.setdefault((hit.video_id, hit.scene_index), hit.score)

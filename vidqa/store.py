@@ -1,7 +1,7 @@
 """The truth of a library: one DuckDB file, its schema, its migrations and all SQL of vidqa.
 
-A connection lives for one commit or one query. DuckDB lets one process write or many read, so
-whoever finds the file locked tries again with growing pauses, and gives up with `LibraryBusy`.
+A connection lives for one commit or one query (vidqa.database). A process that lives long reads
+from a copy in memory instead, with the same SQL: `Store(path, follow=True)`.
 The schema is documented in docs/schema.md and stable; it is plain (no indexes, keys or upserts),
 because DuckDB's replay of a write-ahead log has had faults with those. What a key would promise is
 kept here: rows of a video are deleted before they are written, in the same transaction.
@@ -11,12 +11,9 @@ This module knows nothing of FAISS, of pictures on disk or of embedders.
 
 from __future__ import annotations
 
-import random
-import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,32 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vidqa.errors import EmbedderMismatch, LibraryBusy, LibraryError, UsageError
-from vidqa.types import EmbedderSpec, Moment, Scene, TextSpan, Video
+from vidqa.database import Follower, first_line, opened, signature
+from vidqa.errors import EmbedderMismatch, LibraryError, UsageError
+from vidqa.types import EmbedderSpec, Filters, Moment, Scene, TextSpan, Video
 
 if TYPE_CHECKING:
     import duckdb
     from numpy.typing import NDArray
 
-# How long a command waits for another process to let go of the file. A commit takes well under a
-# second; rebuilding the index of a million frames reads for about ten.
-BUSY_SECONDS = 30.0
 # `--where` is somebody's SQL: it may cross-join by mistake.
 WHERE_SECONDS = 20.0
-
-# Locks are per process in DuckDB, and two connections of one process must agree on how the file
-# is opened; so threads of one process take turns here.
-_turns: dict[Path, threading.Lock] = {}
-_turns_guard = threading.Lock()
-
-_WRITER = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-# A reader may run SQL of the user's: it reaches no other file and cannot unlock that again.
-_READER = {
-    **_WRITER,
-    "enable_external_access": False,
-    "temp_directory": "",
-    "lock_configuration": True,
-}
 
 
 # ---------------------------------------------------------------- schema
@@ -183,6 +164,20 @@ class FrameRow:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameTimes:
+    """Frames of several videos, each (N,); rising by video, then by time.
+
+    video        int64: the place of the frame's video in the list that was asked for, from 0
+    frame_id     int64
+    seconds      float64
+    """
+
+    video: NDArray[np.int64]
+    frame_id: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class PictureRow:
     """Where the JPEG of one frame lies: `size_bytes` from `offset` in the video's pictures file."""
 
@@ -210,65 +205,6 @@ class Changes:
     new_vectors: NDArray[np.float32]
 
 
-# ---------------------------------------------------------------- connections
-
-
-def _turn(path: Path) -> threading.Lock:
-    with _turns_guard:
-        return _turns.setdefault(path, threading.Lock())
-
-
-def _is_locked(error: Exception) -> bool:
-    return "lock" in str(error).lower()
-
-
-def _busy(path: Path, error: Exception | None) -> LibraryBusy:
-    holder = re.search(r"PID (\d+)", str(error or ""))
-    who = f"process {holder.group(1)}" if holder else "another command"
-    return LibraryBusy(
-        f"{path.parent}: {who} has held the library for more than {BUSY_SECONDS:.0f} seconds; "
-        "wait for it to finish, or stop it"
-    )
-
-
-def _unopened(path: Path, error: Exception) -> str:
-    """DuckDB says so of files that it may not open, and of those that are no database."""
-    if "Cannot open file" not in str(error):
-        return _damaged(path, error)
-    return (
-        f"{path}: cannot be opened: {first_line(error)}; it must be readable and, to ingest, "
-        "writable with its folder"
-    )
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    return (
-        f"{path}: is damaged: {first_line(error)}; restore a backup, or delete {path.parent} and "
-        "ingest again"
-    )
-
-
-def _connect(path: Path, *, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
-    """Opens the file, trying again while another process holds it."""
-    import duckdb
-
-    pause_seconds = 0.005
-    while True:
-        try:
-            config: dict[str, Any] = _READER if read_only else _WRITER
-            return duckdb.connect(str(path), read_only=read_only, config=config)
-        except (duckdb.IOException, duckdb.ConnectionException) as error:
-            if not _is_locked(error) and not isinstance(error, duckdb.ConnectionException):
-                raise LibraryError(_unopened(path, error)) from error
-            if time.monotonic() + pause_seconds > deadline:
-                raise _busy(path, error) from error
-        except duckdb.Error as error:
-            raise LibraryError(_damaged(path, error)) from error
-        # Jitter, so that many waiting readers do not keep a writer out in step.
-        time.sleep(pause_seconds * random.uniform(0.5, 1.5))
-        pause_seconds = min(pause_seconds * 1.6, 0.25)
-
-
 def _one(
     connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[object] = ()
 ) -> tuple[Any, ...] | None:
@@ -277,37 +213,36 @@ def _one(
     return rows[0] if rows else None
 
 
-def first_line(error: BaseException) -> str:
-    """The reason in an error of DuckDB's, without the excerpt of the query that follows it."""
-    return str(error).strip().split("\n", 1)[0].strip()
-
-
 class Store:
-    """One DuckDB file. Every method opens it, does one thing and closes it."""
+    """One DuckDB file. Every method does one thing, on a connection of its own.
 
-    def __init__(self, path: Path) -> None:
+    With `follow`, methods that read see a copy in memory that holds all but the vectors and
+    follows the commits of every process, its own at once; while another process holds the file
+    for long, they see the last copy. Reads of several threads then run side by side.
+    """
+
+    def __init__(self, path: Path, *, follow: bool = False) -> None:
         self.path = path
+        self._follower = Follower(path, without=("frames", "vector")) if follow else None
 
     @contextmanager
-    def _open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-        deadline = time.monotonic() + BUSY_SECONDS
-        turn = _turn(self.path.resolve())
-        if not turn.acquire(timeout=BUSY_SECONDS):
-            raise _busy(self.path, None)
-        try:
-            connection = _connect(self.path, read_only=read_only, deadline=deadline)
-            try:
+    def _connected(self, *, from_file: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection that cannot write: to the copy if there is one and it will do.
+
+        It will not where vectors are needed, or where a last copy would do harm.
+        """
+        if self._follower is not None and not from_file:
+            with self._follower.cursor() as connection:
                 yield connection
-            finally:
-                connection.close()
-        finally:
-            turn.release()
+        else:
+            with opened(self.path, read_only=True) as connection:
+                yield connection
 
     @contextmanager
-    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _reading(self, *, from_file: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
         import duckdb
 
-        with self._open(read_only=True) as connection:
+        with self._connected(from_file=from_file) as connection:
             try:
                 yield connection
             except duckdb.Error as error:
@@ -318,7 +253,7 @@ class Store:
         """One transaction that raises the generation; nothing of it stays if anything fails."""
         import duckdb
 
-        with self._open(read_only=False) as connection:
+        with opened(self.path, read_only=False) as connection:
             try:
                 connection.begin()
                 yield connection
@@ -326,12 +261,14 @@ class Store:
                 connection.commit()
             except duckdb.Error as error:
                 raise LibraryError(f"{self.path}: {first_line(error)}") from error
+        if self._follower is not None:
+            self._follower.wrote()
 
     # ------------------------------------------------------------ the library's own row
 
     def create(self, spec: EmbedderSpec) -> None:
         """Makes the store, or brings an older one to the newest schema; safe to repeat."""
-        with self._open(read_only=False) as connection:
+        with opened(self.path, read_only=False) as connection:
             self._migrate(connection, spec)
 
     def open(self) -> EmbedderSpec:
@@ -363,13 +300,8 @@ class Store:
             connection.execute("CHECKPOINT")
 
     def signature(self) -> tuple[int, ...]:
-        """Changes with every commit, and costs no connection (which takes 35 ms of a core)."""
-        parts: tuple[int, ...] = ()
-        for path in (self.path, self.path.with_name(self.path.name + ".wal")):
-            with suppress(OSError):
-                status = path.stat()
-                parts += (status.st_ino, status.st_size, status.st_mtime_ns)
-        return parts
+        """Changes with every commit that the next read will see; costs no connection."""
+        return signature(self.path) if self._follower is None else self._follower.signature()
 
     def extent(self) -> Extent:
         with self._reading() as connection:
@@ -606,7 +538,8 @@ class Store:
 
     def pictures_files(self) -> dict[str, str]:
         """The pictures file of every video that has one, oldest ingest first, by video id."""
-        with self._reading() as connection:
+        # Files that it does not name are swept away.
+        with self._reading(from_file=True) as connection:
             rows = connection.execute(
                 "SELECT video_id, pictures_file FROM videos WHERE pictures_file IS NOT NULL "
                 "ORDER BY ingested_at, video_id"
@@ -617,7 +550,7 @@ class Store:
 
     def changes(self, from_frame_id: int) -> Changes:
         """What an index that holds the frames below `from_frame_id` has missed."""
-        with self._reading() as connection:
+        with self._reading(from_file=True) as connection:
             extent, spec = _extent(connection), _spec(connection)
             alive = connection.execute("SELECT frame_id FROM frames").fetchnumpy()["frame_id"]
             rows = connection.execute(
@@ -641,17 +574,31 @@ class Store:
             ).fetchall()
         return [FrameRow(*row) for row in rows]
 
-    def frames_of_videos(self, video_glob: str) -> NDArray[np.int64]:
-        """Ids, rising, of the frames of videos whose path or name is, or matches, `video_glob`."""
+    def frames_of_videos(self, video_ids: Sequence[str]) -> FrameTimes:
+        """Where in time the frames of these videos lie, video by video."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT w.place, f.frame_id, f.seconds FROM frames f JOIN (SELECT "
+                "unnest($1::VARCHAR[]) AS video_id, generate_subscripts($1::VARCHAR[], 1) AS place"
+                ") w USING (video_id) ORDER BY w.place, f.seconds",
+                [list(video_ids)],
+            ).fetchnumpy()
+        return FrameTimes(
+            np.asarray(rows["place"], np.int64) - 1,
+            np.asarray(rows["frame_id"], np.int64),
+            np.asarray(rows["seconds"], np.float64),
+        )
+
+    def frames_that_fit(self, filters: Filters) -> NDArray[np.int64]:
+        """Ids of the frames of scenes that fit, rising."""
+        values = _given(filters)
+        conditions = " AND ".join(_FITS[name] for name in values) or "true"
         with self._reading() as connection:
             ids = connection.execute(
-                """
-                SELECT frame_id FROM frames SEMI JOIN (
-                    SELECT video_id FROM (SELECT *, parse_filename(path) AS name FROM files)
-                    WHERE path = $1 OR name = $1 OR path GLOB $1 OR name GLOB $1
-                ) USING (video_id) ORDER BY frame_id
-                """,
-                [video_glob],
+                "SELECT frame_id FROM frames SEMI JOIN (SELECT s.video_id, s.scene_index "
+                f"FROM scenes s JOIN videos v USING (video_id) WHERE {conditions}) "
+                "USING (video_id, scene_index) ORDER BY frame_id",
+                values,
             ).fetchnumpy()
         return np.asarray(ids["frame_id"], np.int64)
 
@@ -664,7 +611,8 @@ class Store:
         import duckdb
 
         _check_expression(where)
-        with self._open(read_only=True) as connection:
+        # A subquery may speak of vectors, which a copy does not hold.
+        with self._connected(from_file="vector" in where.lower()) as connection:
             stop = threading.Timer(WHERE_SECONDS, connection.interrupt)
             stop.start()
             try:
@@ -798,7 +746,37 @@ def _insert_frames(connection: duckdb.DuckDBPyConnection, video_id: str, frames:
     connection.execute("UPDATE library SET next_frame_id = ?", [first + count])
 
 
-# ---------------------------------------------------------------- --where
+# ---------------------------------------------------------------- filters, and --where
+
+# What each field of `Filters` asks of a scene `s` of a video `v`.
+_FITS = {
+    "video": """s.video_id IN (
+        SELECT video_id FROM (SELECT *, parse_filename(path) AS name FROM files)
+        WHERE path = $video OR name = $video OR path GLOB $video OR name GLOB $video)""",
+    "video_ids": "s.video_id IN (SELECT unnest($video_ids::VARCHAR[]))",
+    # A word has no spaces, so it lies in one row of texts.
+    "text": """(s.video_id, s.scene_index) IN (
+        SELECT c.video_id, c.scene_index
+        FROM (SELECT DISTINCT unnest($text::VARCHAR[]) AS word) w
+        JOIN texts x ON contains(lower(x.text), lower(w.word))
+        JOIN scenes c ON c.video_id = x.video_id
+            AND x.start_seconds < c.end_seconds AND x.end_seconds > c.start_seconds
+        GROUP BY ALL HAVING count(DISTINCT w.word) = len(list_distinct($text::VARCHAR[])))""",
+    "min_seconds": "v.duration_seconds >= $min_seconds",
+    "max_seconds": "v.duration_seconds <= $max_seconds",
+    "after": "(v.ingested_at AT TIME ZONE 'UTC')::DATE >= $after",
+    "before": "(v.ingested_at AT TIME ZONE 'UTC')::DATE < $before",
+}
+
+
+def _given(filters: Filters) -> dict[str, Any]:
+    """The fields that restrict something, as values of the query."""
+    given = {name: getattr(filters, name) for name in _FITS}
+    if filters.text is not None:
+        given["text"] = filters.text.split()
+    if filters.video_ids is not None:
+        given["video_ids"] = list(filters.video_ids)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_expression(where: str) -> None:

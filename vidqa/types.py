@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import datetime
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -126,6 +128,36 @@ class EmbedderSpec:
     resize_mode: ResizeMode
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a search is restricted to; a scene fits when it fits all that is given.
+
+    video          a path or file name, or a pattern of either such as `*/2024/*`
+    video_ids      one of these videos
+    text           every one of these words is in the words that overlap the scene, in either case,
+                   be it as a part of a word
+    min_seconds, max_seconds    bounds of the video's duration, both included
+    after, before               the video was ingested in [after, before), days in UTC
+    """
+
+    video: str | None = None
+    video_ids: tuple[str, ...] | None = None
+    text: str | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    after: datetime.date | None = None
+    before: datetime.date | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and not self.text.strip():
+            raise ValueError("text is empty; give a word that is said, or leave it out")
+        low, high = self.min_seconds, self.max_seconds
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_seconds {low:g} is above max_seconds {high:g}: nothing can fit")
+        if self.after is not None and self.before is not None and self.after >= self.before:
+            raise ValueError(f"no day is in [{self.after}, {self.before}): nothing can fit")
+
+
 @dataclass(frozen=True, slots=True)
 class FrameHit:
     """One frame found by a search; `score` is the cosine of the angle to the query."""
@@ -165,6 +197,17 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionImage:
+    """A picture that belongs to a query or a question.
+
+    `pixels` is uint8 (H, W, 3), RGB, at the embedder's input size; `jpeg` is what the model sees.
+    """
+
+    pixels: NDArray[np.uint8]
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ShownMoment:
     """A moment with the pictures chosen from it; `n` is its number in the prompt, from 1."""
 
@@ -187,11 +230,15 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one answer cost: tokens as the endpoint counted them, frames as they were shown."""
+    """What one answer cost: tokens as the endpoint counted them, frames as they were shown.
+
+    `cached_tokens` are those of the prompt that the endpoint had read before.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     frames: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,11 @@ OnStage = Callable[[str], None]
 
 
 def open_library(
-    settings: Settings, *, create: bool = False, on_demand: bool = False
+    settings: Settings, *, create: bool = False, on_demand: bool = False, follow: bool = False
 ) -> tuple[Library, Embedder]:
     """The library with the embedder it was made with, unless another was asked for.
 
+    With `follow` it reads from memory and follows every commit, for a process that lives long.
     With `on_demand` the embedder of a library that exists is loaded when it is first used.
     Raises LibraryError when there is none, before a model is loaded; EmbedderMismatch when the
     one asked for is not the library's; ModelError when its weights are missing.
@@ -44,11 +46,17 @@ def open_library(
 
     def load(model: str) -> tuple[Library, Embedder]:
         embedder = load_embedder(model, settings.device, settings.hub)
-        opened = Library.open(settings.index, embedder.spec, create=create, pictures_at=pictures_at)
+        opened = Library.open(
+            settings.index,
+            embedder.spec,
+            create=create,
+            pictures_at=pictures_at,
+            follow=follow,
+        )
         return opened, embedder
 
     try:
-        library = Library.open(settings.index, pictures_at=pictures_at)
+        library = Library.open(settings.index, pictures_at=pictures_at, follow=follow)
     except LibraryError:
         if not create:
             raise
@@ -91,16 +99,16 @@ def ingest_options(settings: Settings) -> IngestOptions:
 
 
 def ask_options(settings: Settings, **chosen: Any) -> AskOptions:
-    """`chosen` are the fields of `AskOptions` that are no settings, like `video_glob`."""
+    """`chosen` are the fields of `AskOptions` that are no settings, like `filters`."""
     from vidqa.ask import AskOptions
+    from vidqa.vlm import Sampling
 
     return AskOptions(
         k=settings.k,
         max_frames=settings.max_frames,
         frames_per_moment=settings.frames_per_moment,
         max_pixels=settings.max_pixels,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
+        sampling=Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         **chosen,
     )
 
@@ -120,24 +128,46 @@ def engine_options(settings: Settings, weights: Path) -> EngineOptions:
     )
 
 
-def connect(settings: Settings, on_stage: OnStage = lambda stage: None) -> VlmClient:
-    """A client of the endpoint that answers: the user's, or our engine, started if need be.
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the model is asked; `model` is None where the endpoint's only one is meant."""
+
+    base_url: str
+    api_key: str | None = field(repr=False)
+    model: str | None
+
+
+def endpoint(
+    settings: Settings,
+    on_stage: OnStage = lambda stage: None,
+    adapters: Sequence[tuple[str, Path]] = (),
+) -> Endpoint:
+    """The endpoint that answers: the user's, or our engine, started if need be.
 
     `on_stage` hears what is being waited for. Of the user's endpoint the only model is taken
-    unless one was asked for.
+    unless one was asked for. `adapters` are names and folders that our engine serves as well.
     """
-    from vidqa.vlm import VlmClient
-
     if settings.base_url:
         model = settings.model if "model" in settings.given else None
-        return VlmClient(settings.base_url, settings.api_key, model)
+        return Endpoint(settings.base_url, settings.api_key, model)
     from vidqa.engine import check_vllm, ensure_engine
     from vidqa.weights import find_weights
 
     check_vllm()  # before gigabytes of weights are fetched for nothing
     options = engine_options(settings, find_weights(settings.model, settings.hub, on_stage))
+    if adapters:
+        named = tuple((name, str(folder.absolute())) for name, folder in adapters)
+        options = replace(options, adapters=named)
     handle = ensure_engine(options, on_stage=on_stage)
-    return VlmClient(handle.base_url, handle.api_key, handle.model)
+    return Endpoint(handle.base_url, handle.api_key, handle.model)
+
+
+def connect(settings: Settings, on_stage: OnStage = lambda stage: None) -> VlmClient:
+    """A client of the endpoint that answers; see `endpoint`."""
+    from vidqa.vlm import VlmClient
+
+    found = endpoint(settings, on_stage)
+    return VlmClient(found.base_url, found.api_key, found.model)
 
 
 def with_pictures(

@@ -11,7 +11,6 @@ child ends when its parent does. It never imports torch; it embeds nothing and s
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from vidqa import texts
+from vidqa.children import environment, signal_name
 from vidqa.containers import open_video, shown, video_stream
 from vidqa.errors import VideoError
 from vidqa.frames import SCENE_FRAMES, Decoder, Frame, Sampler
@@ -209,7 +208,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                env=_environment(),
+                env=environment(),
                 # Ctrl-C is the parent's to handle.
                 start_new_session=True,
             )
@@ -239,7 +238,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             return "the decoder process closed its connection"
         if code < 0:
-            return f"the decoder crashed ({_signal_name(-code)}); the file is damaged or unusual"
+            return f"the decoder crashed ({signal_name(-code)}); the file is damaged or unusual"
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return f"the decoder process failed: {lines[-1] if lines else f'exit code {code}'}"
@@ -253,27 +252,6 @@ class Worker:
 
 
 _CHILD = "import sys; from vidqa.worker import child; child(int(sys.argv[1]))"
-
-
-def _environment() -> dict[str, str]:
-    """The child finds the modules that its parent found, and starts no thread pools."""
-    package_root = str(Path(__file__).resolve().parent.parent)
-    search = [entry for entry in sys.path if entry]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([*search, package_root])),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-
-
-def _signal_name(number: int) -> str:
-    if number == signal.SIGKILL:
-        return "SIGKILL, perhaps for lack of memory"
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def child(descriptor: int) -> None:

@@ -144,7 +144,7 @@ def run(
         return reply_to(asked, library, None, client, clip)
 
     def blind(asked: Asked) -> bool:
-        pieces = client.stream(build_messages(asked.text, ()), max_tokens=options.max_tokens)
+        pieces = client.stream(build_messages(asked.text, ()), options.sampling)
         return metrics.is_right("".join(pieces), asked)
 
     found = _all("asking the library", end_to_end, ground.asked, on_progress)

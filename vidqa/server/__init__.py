@@ -1,0 +1,23 @@
+"""The gateway: the same verbs behind HTTP, for browsers, OpenAI clients and agents.
+
+    run.py         `vidqa serve`: sockets, workers, a graceful end
+    app.py         the application: its parts put together
+    gate.py        who may ask: host, origin, key, size and rate, on every route
+    keys.py        the keys, the media cookie, the rate of each key
+    gateway.py     the libraries, the engine and the queue that all routes share
+    engine.py      the model that answers: starting, ready, failed, started again
+    chat.py        chat completions: a body -> ask() -> OpenAI's shapes, streamed or whole
+    openai.py      models and embeddings
+    schemas.py     what requests may say, and what becomes of each of OpenAI's fields
+    search.py      moments
+    videos.py      videos, frames, clips, uploads
+    jobs.py        uploads become searchable in the background
+    pictures.py    pictures from clients: data URLs, and hosts that were allowed
+    metrics.py     what Prometheus is told
+    errors.py      every error in OpenAI's shape
+    mcp.py         the tools for agents
+    web/           the page
+
+Nothing is decided here that a verb decides: it translates. It trusts no path, address or id of a
+client, and the text inside videos is data.
+"""

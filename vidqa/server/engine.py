@@ -1,0 +1,148 @@
+"""The model that answers, as the server sees it: starting, ready or failed, and started again.
+
+    answerer = Answerer(lambda tell: endpoint(settings, tell))
+    await answerer.start(); answerer.client(); await answerer.stop()
+
+`client()` never waits: who asks too early is told to come again. In the background the endpoint is
+looked at every few seconds, which also keeps our own engine from stopping for want of questions;
+one that has died is started again. Ours is left running when the server ends, for the next command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from vidqa.errors import EndpointError, VidqaError
+from vidqa.server.errors import ApiError
+from vidqa.server.metrics import Metrics
+from vidqa.vlm import AsyncVlmClient
+from vidqa.wiring import Endpoint, OnStage
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LOOK_SECONDS = 15.0
+# After a failed start; a missing file may be put in place meanwhile.
+RETRY_SECONDS = 30.0
+STARTING_RETRY_SECONDS = 5.0
+
+
+class Answerer:
+    """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes."""
+
+    def __init__(self, connect: Callable[[OnStage], Endpoint], metrics: Metrics) -> None:
+        self.state = "starting"
+        self.detail = "starting"
+        self._connect = connect
+        self._metrics = metrics
+        self._client: AsyncVlmClient | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._look = asyncio.Event()
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._keep(), name="answerer")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._client is not None:
+            await self._client.close()
+
+    def client(self) -> AsyncVlmClient:
+        """The client of the endpoint. Raises ApiError 503 while there is none."""
+        if self._client is None or self.state != "ready":
+            failed = self.state == "failed"
+            raise ApiError(
+                503,
+                f"the model does not answer yet: {self.detail}",
+                code="engine_failed" if failed else "engine_starting",
+                retry_after_seconds=RETRY_SECONDS if failed else STARTING_RETRY_SECONDS,
+            )
+        return self._client
+
+    def doubt(self) -> None:
+        """An answer failed: it is looked at now, not at its time."""
+        self._look.set()
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await self._reach()
+                await self._stay()
+            except VidqaError as error:
+                self._become("failed", str(error).split("\n", 1)[0])
+                log.warning("%s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception as error:  # whatever it is, it must not end the watch
+                self._become("failed", f"{type(error).__name__}: {error}")
+                log.exception("the engine could not be started")
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _reach(self) -> None:
+        self._become("starting", "starting")
+        loop = asyncio.get_running_loop()
+
+        def tell(stage: str) -> None:
+            loop.call_soon_threadsafe(self._become, "starting", stage)
+
+        where = await in_daemon(lambda: self._connect(tell))
+        client = AsyncVlmClient(where.base_url, where.api_key, where.model)
+        try:
+            await client.model()
+        except EndpointError:
+            await client.close()
+            raise
+        self._client, old = client, self._client
+        if old is not None:
+            await old.close()
+        self._become("ready", f"{await client.model()} at {client.base_url}")
+
+    async def _stay(self) -> None:
+        """Returns when the endpoint no longer answers."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), LOOK_SECONDS)
+            self._look.clear()
+            assert self._client is not None
+            try:
+                await self._client.models()
+            except EndpointError as error:
+                log.warning("the engine is gone: %s", error)
+                return
+
+    def _become(self, state: str, detail: str) -> None:
+        self.state, self.detail = state, detail
+        self._metrics.engine(state)
+
+
+async def in_daemon(work: Callable[[], T]) -> T:
+    """Blocking work that may take minutes, in a thread that does not hold up the process's end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.done():  # cancelled meanwhile
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, problem = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, problem)
+
+    threading.Thread(target=run, name="connect", daemon=True).start()
+    return await done

@@ -1,0 +1,146 @@
+"""Every error in the shape that OpenAI's clients read, with the status that tells them what to do.
+
+    400  refused by the model or by OpenAI's rules (a parameter that is not supported)
+    401  no key, or a wrong one                404  no such model, library, video, job or route
+    403  a browser's page from elsewhere       409  the file is not what was ingested
+    413  too large                             422  malformed, or a value that is not allowed
+    429  too many at once, or too often        503  not ready yet, or busy: see Retry-After
+    502  the endpoint that answers failed
+
+A message gives the value, what is allowed and the next step. What is not ours is told as an
+internal error without its text, which goes to the log.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from vidqa.errors import EndpointError, LibraryBusy, NothingFound, UsageError, VidqaError
+
+BUSY_RETRY_SECONDS = 5
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    502: "upstream_error",
+    503: "service_unavailable",
+}
+
+
+class ApiError(Exception):
+    """An error with its HTTP status; `code` and `param` are OpenAI's fields of those names."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else _TYPES[400])
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        if self.retry_after_seconds is None:
+            return {}
+        return {"Retry-After": str(max(1, round(self.retry_after_seconds)))}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, self.headers())
+
+
+def translated(error: BaseException) -> ApiError:
+    """Any exception of a request, as a client is told of it."""
+    match error:
+        case ApiError():
+            return error
+        case NothingFound():
+            return ApiError(404, str(error), code="not_found")
+        case UsageError():
+            return ApiError(422, str(error), code="invalid_value")
+        case LibraryBusy():
+            return ApiError(
+                503, str(error), code="library_busy", retry_after_seconds=BUSY_RETRY_SECONDS
+            )
+        case EndpointError() if error.refused:
+            return ApiError(400, str(error), code="refused_by_model")
+        case EndpointError():
+            return ApiError(502, str(error), code="endpoint_failed")
+        case VidqaError():
+            return ApiError(500, str(error), code=type(error).__name__)
+    return ApiError(500, "an internal error; the server's log has it", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the application an answer of this shape."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return translated(error).response()
+
+    async def malformed(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return from_validation(error).response()
+
+    async def routing(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        known = {
+            404: f"{request.url.path}: no such route; /docs lists them",
+            405: f"{request.method} is not answered at {request.url.path}; /docs lists what is",
+        }
+        message = known.get(error.status_code, str(error.detail))
+        response = ApiError(error.status_code, message).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    for kind in (ApiError, VidqaError, Exception):
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(RequestValidationError, malformed)
+    app.add_exception_handler(HTTPException, routing)
+
+
+def from_validation(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a request, as one sentence."""
+    first = max(error.errors(), key=_telling)
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    # Where a field may be one of several types, the place names the type as well.
+    param = ".".join(one for one in place if one.isdigit() or one.isidentifier()) or None
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    code = None
+    if _is_unsupported(first):
+        return ApiError(400, reason, code="unsupported_parameter", param=param)
+    if first["type"] == "extra_forbidden":
+        reason = f"unrecognised request argument; docs/api.md lists what is known ({param})"
+        return ApiError(400, reason, code="unknown_parameter", param=param)
+    return ApiError(422, f"{param}: {reason}" if param else reason, code=code, param=param)
+
+
+def _is_unsupported(error: dict[str, Any]) -> bool:
+    return isinstance(error.get("ctx", {}).get("error"), UnsupportedParameter)
+
+
+def _telling(error: dict[str, Any]) -> tuple[bool, int]:
+    """Of the types that a field may have, the one that was meant is the one that got furthest."""
+    return _is_unsupported(error), len(error["loc"])
+
+
+class UnsupportedParameter(ValueError):
+    """A field of OpenAI's that this server does not do; refused rather than passed over."""

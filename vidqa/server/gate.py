@@ -1,0 +1,201 @@
+"""Who may ask: host, origin, key, rate and size, before any route is reached.
+
+ASGI middleware around the whole application, so no route can be forgotten: what is open is a short
+list here, everything else wants the key. A browser is the one program that carries other people's
+requests: a page elsewhere may neither post to this server nor embed its videos (Origin and
+Sec-Fetch-Site), and a name that was pointed at this address is not answered (Host).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vidqa.server.errors import ApiError
+from vidqa.server.keys import COOKIE, Keys, Rates
+from vidqa.server.metrics import Metrics
+
+# Who runs the server looks at these without a key; they tell nothing of the library.
+_OPEN = re.compile(r"/|/healthz|/readyz|/docs(/.*)?|/openapi\.json|/favicon\.ico|/web/.*")
+# What `<video>` and `<img>` fetch.
+_MEDIA = re.compile(r"/v1/(videos/[^/]+/(stream|subtitles\.vtt)|frames/.*|clips/.*)")
+_UPLOAD = ("POST", "/v1/videos")
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may weigh, in bytes; an upload has a limit of its own."""
+
+    body_bytes: int
+    upload_bytes: int
+
+
+class Gate:
+    """The middleware. `hosts` are names that the Host header may carry; none: any."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        rates: Rates,
+        hosts: frozenset[str],
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._rates = rates
+        self._hosts = hosts
+        self._limits = limits
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope)
+            if refusal:
+                await refusal.response()(scope, receive, answer)
+            else:
+                await self._app(scope, self._counted(scope, receive), answer)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.request(route, status, time.perf_counter() - started)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        method, path = scope["method"], route_path(scope)
+        refusal = self._stranger(headers)
+        if refusal or _OPEN.fullmatch(path):
+            return refusal
+        who = self._keys.name_of(headers.get("authorization", "").encode("latin-1"))
+        if who is None and method in ("GET", "HEAD") and _MEDIA.fullmatch(path):
+            who = self._keys.name_of_cookie(_cookie(headers))
+        if who is None:
+            return ApiError(
+                401,
+                "a key is needed: send `Authorization: Bearer KEY` with one of this server's keys",
+                code="invalid_api_key",
+            )
+        scope["vidqa.who"] = who
+        wait_seconds = self._rates.admit(who) if method not in ("GET", "HEAD", "OPTIONS") else 0.0
+        if wait_seconds:
+            return ApiError(
+                429,
+                f"the key {who} has asked too often; try again in {wait_seconds:.0f} s",
+                code="rate_limit_exceeded",
+                retry_after_seconds=wait_seconds,
+            )
+        return self._too_large(headers, method, path)
+
+    def _stranger(self, headers: Headers) -> ApiError | None:
+        host = headers.get("host", "")
+        if self._hosts and _hostname(host) not in self._hosts:
+            return ApiError(
+                403,
+                f"{host!r} is no name of this server; allowed are "
+                f"{', '.join(sorted(self._hosts))} (--server-names)",
+                code="wrong_host",
+            )
+        origin = headers.get("origin")
+        foreign = origin is not None and urlsplit(origin).netloc != host
+        embedded = (
+            headers.get("sec-fetch-site") == "cross-site"
+            and headers.get("sec-fetch-mode") != "navigate"
+        )
+        if foreign or embedded:
+            return ApiError(
+                403,
+                f"a page of {origin or 'another site'} may not use this server from a browser",
+                code="wrong_origin",
+            )
+        return None
+
+    def _too_large(self, headers: Headers, method: str, path: str) -> ApiError | None:
+        length = headers.get("content-length", "0")
+        limit = self._limit(method, path)
+        if length.isascii() and length.isdigit() and int(length) > limit:
+            return ApiError(413, _too_large(limit), code="too_large")
+        return None
+
+    def _limit(self, method: str, path: str) -> int:
+        is_upload = (method, path) == _UPLOAD
+        return self._limits.upload_bytes if is_upload else self._limits.body_bytes
+
+    def _counted(self, scope: Scope, receive: Receive) -> Receive:
+        """`receive`, up to the limit: a body in chunks does not say how long it is."""
+        limit = self._limit(scope["method"], route_path(scope))
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > limit:
+                raise HTTPException(413, _too_large(limit))
+            return message
+
+        return counted
+
+
+def route_path(scope: Scope) -> str:
+    """The path of a request below the root path that a proxy shows the server under."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] or "/" if root and path.startswith(f"{root}/") else path
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is larger than the {limit / 2**20:g} MiB that are allowed"
+
+
+def _hostname(host: str) -> str:
+    """A Host header without its port; of `[::1]:80` what is in the brackets."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _cookie(headers: Headers) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""

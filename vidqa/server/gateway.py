@@ -1,0 +1,222 @@
+"""What all routes share: the libraries, the model that answers, the queue, the figures.
+
+    gateway.shelf("holidays")            a library with its embedder
+    await gateway.run(work, ...)         blocking work in one of a few threads
+    async with gateway.turn(): ...       a place among those who are answered
+    gateway.models()                     "vidqa", "vidqa:holidays", adapters
+
+Routes and agents' tools hold one of these; none of them knows how the others are reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from vidqa.config import Settings
+from vidqa.server.engine import Answerer
+from vidqa.server.errors import ApiError
+from vidqa.server.metrics import Metrics
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vidqa.embed import Embedder
+    from vidqa.library import Library
+    from vidqa.types import EmbedderSpec
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BASE_MODEL = "vidqa"
+# Searching is numpy, FAISS and DuckDB, which let go of the interpreter; more threads gain nothing.
+THREADS = 8
+# Queries as one types: each is a vector of some kilobytes.
+CACHED_QUERIES = 2048
+QUEUE_RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One library under the name that clients call it by."""
+
+    name: str
+    library: Library
+    embedder: Embedder
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model's name stands for: a library, and who answers (None: the base model)."""
+
+    name: str
+    library: str
+    adapter: str | None
+
+
+class Gateway:
+    """`shelves` in the order in which they were given; the first is meant when none is named."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        shelves: Sequence[Shelf],
+        answerer: Answerer,
+        metrics: Metrics,
+        adapters: Sequence[str] = (),
+    ) -> None:
+        self.settings = settings
+        self.answerer = answerer
+        self.metrics = metrics
+        self.started = int(time.time())
+        self.shelves: Mapping[str, Shelf] = {one.name: one for one in shelves}
+        self.adapters = tuple(adapters)
+        self._threads = anyio.CapacityLimiter(THREADS)
+        self._queue = Queue(settings.max_answers, settings.max_queue, metrics)
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.shelves))
+
+    def shelf(self, name: str | None) -> Shelf:
+        """The library of that name, or the first. Raises ApiError 404."""
+        if name is None:
+            return self.shelves[self.first]
+        if name not in self.shelves:
+            raise ApiError(
+                404,
+                f"no library {name!r} here; there are {', '.join(self.shelves)}",
+                code="library_not_found",
+            )
+        return self.shelves[name]
+
+    def models(self) -> list[Model]:
+        """Every name that may be asked: each library with the base model and with each adapter."""
+        return [
+            Model(answerer if library == self.first else f"{answerer}:{library}", library, adapter)
+            for answerer, adapter in ((BASE_MODEL, None), *((one, one) for one in self.adapters))
+            for library in self.shelves
+        ]
+
+    def model(self, name: str) -> Model:
+        """What a name stands for; the first library may be named as well. Raises ApiError 404."""
+        answerer, _, library = name.partition(":")
+        for one in self.models():
+            is_answerer = answerer == (one.adapter or BASE_MODEL)
+            if is_answerer and one.library == (library or self.first):
+                return one
+        raise ApiError(
+            404,
+            f"The model `{name}` does not exist; there are "
+            f"{', '.join(one.name for one in self.models())}",
+            code="model_not_found",
+            param="model",
+        )
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Blocking work in a thread; it goes on when nobody waits any more, but not for long."""
+        call = functools.partial(work, *args, **kwargs)
+        return await anyio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[float]:
+        """A place among those who are answered; gives the seconds it was waited for.
+
+        Raises ApiError 429 when too many wait already.
+        """
+        async with self._queue.turn() as waited_seconds:
+            yield waited_seconds
+
+
+class Queue:
+    """So many at once, so many waiting, the rest is told to come again."""
+
+    def __init__(self, at_once: int, waiting: int, metrics: Metrics) -> None:
+        self._places = asyncio.Semaphore(at_once)
+        self._at_once = at_once
+        self._limit = waiting
+        self._metrics = metrics
+        self._waiting = self._answering = 0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[float]:
+        if self._waiting + self._answering >= self._at_once + self._limit:
+            raise ApiError(
+                429,
+                f"{self._answering} questions are being answered and {self._waiting} wait; "
+                "try again in a moment",
+                code="queue_full",
+                retry_after_seconds=QUEUE_RETRY_SECONDS,
+            )
+        started = time.perf_counter()
+        self._count(waiting=1)
+        try:
+            await self._places.acquire()
+        finally:
+            self._count(waiting=-1)
+        self._count(answering=1)
+        try:
+            yield time.perf_counter() - started
+        finally:
+            self._places.release()
+            self._count(answering=-1)
+
+    def _count(self, waiting: int = 0, answering: int = 0) -> None:
+        self._waiting += waiting
+        self._answering += answering
+        self._metrics.queue(waiting=self._waiting, answering=self._answering)
+
+
+class CachingEmbedder:
+    """An embedder that remembers the vectors of the last queries: a page searches as one types."""
+
+    def __init__(self, embedder: Embedder, metrics: Metrics) -> None:
+        self.spec: EmbedderSpec = embedder.spec
+        self._embedder = embedder
+        self._metrics = metrics
+        self._turn = threading.Lock()
+        self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+
+    def embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._embedder.embed_images(images)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As the embedder does; single texts, which is what searches ask for, are remembered."""
+        if len(texts) != 1:
+            return self._embedder.embed_texts(texts)
+        with self._turn:
+            vector = self._vectors.get(texts[0])
+            if vector is not None:
+                self._vectors.move_to_end(texts[0])
+        self._metrics.cache(hit=vector is not None)
+        if vector is None:
+            vector = self._embedder.embed_texts(texts)
+            with self._turn:
+                self._vectors[texts[0]] = vector
+                if len(self._vectors) > CACHED_QUERIES:
+                    self._vectors.popitem(last=False)
+        return vector
+
+
+def open_shelf(settings: Settings, name: str, folder: Path, metrics: Metrics) -> Shelf:
+    """A library to serve; an empty one is made where there is none, to be filled by uploads."""
+    from dataclasses import replace
+
+    from vidqa.wiring import open_library
+
+    library, embedder = open_library(
+        replace(settings, index=folder), create=True, on_demand=True, follow=True
+    )
+    return Shelf(name, library, CachingEmbedder(embedder, metrics))

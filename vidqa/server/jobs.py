@@ -1,0 +1,195 @@
+"""Uploads become searchable in the background, one after the other, and are not forgotten.
+
+    jobs = Jobs(shelves, options); jobs.start()
+    job = jobs.add(shelf, path); jobs.get(job.id)
+
+A job is a small file in the library's folder, so its state outlives the server and any of several
+workers can tell it. Whoever works on a library holds a lock that goes with the process: what a
+killed server left undone is taken up by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import queue
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from vidqa.errors import VidqaError
+from vidqa.ingest import IngestOptions, IngestProgress, ingest
+from vidqa.server.gateway import Shelf
+from vidqa.server.shapes import UPLOADS, name_of
+from vidqa.types import FileReport
+
+log = logging.getLogger(__name__)
+
+FOLDER = "jobs"
+JOB_ID = r"^job_[0-9a-f]{16}$"
+KEPT_JOBS = 200
+PROGRESS_SECONDS = 0.5
+UNFINISHED = ("queued", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One upload; `progress` is a share of 1, `created_at` seconds since the epoch."""
+
+    id: str
+    library: str
+    path: str
+    created_at: float
+    status: str = "queued"
+    progress: float = 0.0
+    video_id: str | None = None
+    error: str | None = None
+
+    def shape(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "object": "job",
+            "status": self.status,
+            "library": self.library,
+            "video": name_of(self.path),
+            "video_id": self.video_id,
+            "progress": round(self.progress, 3),
+            "error": self.error,
+            "created_at": int(self.created_at),
+        }
+
+
+class Jobs:
+    """The jobs of all libraries of one server process."""
+
+    def __init__(self, shelves: Mapping[str, Shelf], options: IngestOptions) -> None:
+        self._shelves = shelves
+        self._options = options
+        self._waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Takes up what was left undone, and then whatever comes."""
+        for job in reversed(self.all()):
+            if job.status in UNFINISHED:
+                self._waiting.put(job)
+        threading.Thread(target=self._work, name="jobs", daemon=True).start()
+
+    def add(self, shelf: Shelf, path: Path) -> Job:
+        job = Job(f"job_{secrets.token_hex(8)}", shelf.name, str(path), time.time())
+        self._write(job)
+        self._prune(shelf)
+        self._waiting.put(job)
+        return job
+
+    def get(self, job_id: str) -> Job | None:
+        if not re.fullmatch(JOB_ID, job_id):
+            return None
+        return next((job for name in self._shelves if (job := self._read(name, job_id))), None)
+
+    def all(self) -> list[Job]:
+        """The latest first."""
+        found = [
+            job
+            for name in self._shelves
+            for file in self._folder(name).glob("job_*.json")
+            if (job := self._read(name, file.stem))
+        ]
+        return sorted(found, key=lambda job: job.created_at, reverse=True)
+
+    # ------------------------------------------------------------ the work
+
+    def _work(self) -> None:
+        while True:
+            job = self._waiting.get()
+            try:
+                with self._turn(job.library):
+                    # Another worker, or this one earlier, may have done it meanwhile.
+                    current = self._read(job.library, job.id)
+                    if current is not None and current.status in UNFINISHED:
+                        self._do(current)
+            except Exception:
+                log.exception("job %s broke off", job.id)
+
+    def _do(self, job: Job) -> None:
+        job = replace(job, status="running", error=None)
+        self._write(job)
+        shelf = self._shelves[job.library]
+        told = time.monotonic()
+
+        def tell(event: IngestProgress | FileReport) -> None:
+            nonlocal job, told
+            if isinstance(event, IngestProgress) and time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                share = event.seconds_done / event.seconds_total if event.seconds_total else 0.0
+                job = replace(job, progress=min(share, 0.99))
+                self._write(job)
+
+        try:
+            report = ingest([job.path], shelf.library, shelf.embedder, self._options, tell)
+            error = next((one.error for one in report.files if one.error), None)
+            if not report.files:
+                error = "it is gone"
+        except VidqaError as failure:
+            error = str(failure)
+        except Exception as failure:
+            log.exception("job %s failed", job.id)
+            error = f"an internal error ({type(failure).__name__}); the server's log has it"
+        self._finish(job, shelf, error)
+
+    def _finish(self, job: Job, shelf: Shelf, error: str | None) -> None:
+        if error is None:
+            video = shelf.library.find_path(job.path)
+            video_id = video.video_id if video else None
+            self._write(replace(job, status="done", progress=1.0, video_id=video_id))
+            return
+        # What cannot be read is of no use here; whoever sent it has it still.
+        Path(job.path).unlink(missing_ok=True)
+        said = error.replace(job.path, name_of(job.path))
+        self._write(replace(job, status="failed", error=said))
+
+    @contextlib.contextmanager
+    def _turn(self, library: str) -> Iterator[None]:
+        """One job of a library at a time, over all processes."""
+        folder = self._folder(library)
+        folder.mkdir(exist_ok=True)
+        with (folder / "turn.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    # ------------------------------------------------------------ the files
+
+    def _folder(self, library: str) -> Path:
+        return self._shelves[library].library.folder / FOLDER
+
+    def _read(self, library: str, job_id: str) -> Job | None:
+        try:
+            text = (self._folder(library) / f"{job_id}.json").read_text("utf-8")
+            return replace(Job(**json.loads(text)), library=library)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _write(self, job: Job) -> None:
+        folder = self._folder(job.library)
+        folder.mkdir(exist_ok=True)
+        draft = folder / f".{job.id}.{secrets.token_hex(4)}"
+        draft.write_text(json.dumps(asdict(job)), "utf-8")
+        draft.replace(folder / f"{job.id}.json")
+
+    def _prune(self, shelf: Shelf) -> None:
+        mine = [job for job in self.all() if job.library == shelf.name]
+        for job in mine[KEPT_JOBS:]:
+            if job.status not in UNFINISHED:
+                (self._folder(shelf.name) / f"{job.id}.json").unlink(missing_ok=True)
+
+
+def uploads_of(shelf: Shelf) -> Path:
+    """Where a library's uploads lie; made if need be."""
+    folder = shelf.library.folder / UPLOADS
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -1,0 +1,168 @@
+"""`vidqa serve`: a socket, one process or several, and an end that lets answers finish.
+
+    serve(settings, ServeOptions(), on_listening=print)
+
+The socket is opened here, before anything is loaded, so a port that is taken is said at once. With
+several workers each is a process of its own that inherits it; what they serve travels in a variable
+of their environment, as their keys do, which only this user can read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from vidqa.config import SETTINGS, Settings
+from vidqa.errors import UsageError, VidqaError
+from vidqa.server.app import create_app, is_loopback
+from vidqa.server.engine import Answerer
+from vidqa.server.gateway import BASE_MODEL, Gateway, open_shelf
+from vidqa.server.keys import VARIABLE, Keys
+from vidqa.server.metrics import MULTIPROCESS_VARIABLE, Metrics
+from vidqa.wiring import endpoint
+
+TOLD = "VIDQA_SERVE"
+# What a running answer gets to finish once the server is told to end.
+GRACE_SECONDS = 120
+DEFAULT_LIBRARY = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What is served besides the settings: more libraries and adapters, by name, and the keys."""
+
+    libraries: tuple[tuple[str, Path], ...] = ()
+    adapters: tuple[tuple[str, Path], ...] = ()
+    keys: Keys = field(default_factory=Keys)
+    workers: int = 1
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.libraries]
+        answerers = [BASE_MODEL, *(name for name, _ in self.adapters)]
+        for kind, given in (("--library", [DEFAULT_LIBRARY, *names]), ("--adapter", answerers)):
+            for name in given:
+                if not name or ":" in name or "/" in name or given.count(name) > 1:
+                    raise UsageError(
+                        f"{kind} {name!r}: a name is given once, and has no colon and no slash"
+                    )
+
+
+def build(settings: Settings, options: ServeOptions) -> FastAPI:
+    """The application of one process. Raises LibraryError, ModelError."""
+    metrics = Metrics()
+    folders = [(DEFAULT_LIBRARY, settings.index), *options.libraries]
+    shelves = [open_shelf(settings, name, folder, metrics) for name, folder in folders]
+    answerer = Answerer(lambda tell: endpoint(settings, tell, options.adapters), metrics)
+    names = [name for name, _ in options.adapters]
+    return create_app(Gateway(settings, shelves, answerer, metrics, names), options.keys)
+
+
+def serve(
+    settings: Settings,
+    options: ServeOptions,
+    on_listening: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serves until it is told to end. `on_listening` is given the address of the page."""
+    if not is_loopback(settings.host) and not options.keys:
+        raise UsageError(
+            f"--host {settings.host} lets other machines in, which needs a key: name a file with "
+            f"lines NAME:KEY by --api-key-file, or set {VARIABLE}"
+        )
+    listening = listen(settings.host, settings.port)
+    with listening:
+        config = _configuration(settings, options)
+        on_listening(address(settings, listening.getsockname()[1]))
+        if options.workers == 1:
+            uvicorn.Server(config).run(sockets=[listening])
+        else:
+            _with_workers(config, settings, options, listening)
+
+
+def _configuration(settings: Settings, options: ServeOptions) -> uvicorn.Config:
+    several = options.workers > 1
+    return uvicorn.Config(
+        "vidqa.server.run:from_environment" if several else build(settings, options),
+        factory=several,
+        workers=options.workers,
+        root_path=(settings.root_path or "").rstrip("/"),
+        log_level="info" if options.verbose else "warning",
+        access_log=options.verbose,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        # Slow readers of a long video are no reason to keep a request line open for ever.
+        timeout_keep_alive=15,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+
+def _with_workers(
+    config: uvicorn.Config, settings: Settings, options: ServeOptions, listening: socket.socket
+) -> None:
+    from uvicorn.supervisors import Multiprocess
+
+    with tempfile.TemporaryDirectory(prefix="vidqa-metrics-") as folder:
+        os.environ[TOLD] = told(settings, options)
+        os.environ[MULTIPROCESS_VARIABLE] = folder
+        try:
+            Multiprocess(config, sockets=[listening]).run()
+        finally:
+            del os.environ[TOLD], os.environ[MULTIPROCESS_VARIABLE]
+
+
+def told(settings: Settings, options: ServeOptions) -> str:
+    """Everything that a worker needs, as text."""
+    values = {name: getattr(settings, name) for name in SETTINGS}
+    named = asdict(options) | {"keys": dict(options.keys.by_name)}
+    return json.dumps({"settings": values, "given": sorted(settings.given), **named}, default=str)
+
+
+def from_environment() -> FastAPI:
+    """The application of a worker, from what `told` said."""
+    said: dict[str, Any] = json.loads(os.environ[TOLD])
+    values: dict[str, Any] = {
+        name: SETTINGS[name].metadata["kind"](value) if value is not None else None
+        for name, value in said["settings"].items()
+    }
+    logging.basicConfig(level=logging.INFO if said["verbose"] else logging.ERROR)
+    options = ServeOptions(
+        libraries=tuple((name, Path(folder)) for name, folder in said["libraries"]),
+        adapters=tuple((name, Path(folder)) for name, folder in said["adapters"]),
+        keys=Keys(said["keys"]),
+        workers=said["workers"],
+        verbose=said["verbose"],
+    )
+    return build(Settings(**values, given=frozenset(said["given"])), options)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises VidqaError when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except socket.gaierror as error:
+        raise UsageError(f"--host {host}: no such address ({error.strerror})") from error
+    except PermissionError as error:
+        raise UsageError(f"--port {port}: this user may not listen there; try 8080") from error
+    except OSError as error:
+        raise VidqaError(
+            f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port, "
+            "or --port 0 for any"
+        ) from error
+
+
+def address(settings: Settings, port: int) -> str:
+    """The address of the page, as a browser on this machine takes it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/"

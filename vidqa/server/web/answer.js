@@ -1,6 +1,7 @@
 // The conversation: a question, what it was understood as, the answer as it comes, its sources.
 // Markers such as [2] are buttons that take the player to the moment they name.
 
+import { copy, momentLink } from "./address.js";
 import { chat } from "./api.js";
 import { emit, on } from "./bus.js";
 import { byId, h, picture } from "./dom.js";
@@ -187,7 +188,8 @@ function makeTurn(question, image) {
     const cited = moments.filter((moment) => (citations ? citations.some((one) => one.n === moment.n) : named.has(moment.n)));
     const rest = moments.filter((moment) => !cited.includes(moment));
     const remark = stopped ? ["stopped"] : !turn.text.trim() ? ["no_answer"] : !cited.length ? ["no_source", { seconds }] : ["took", { seconds }];
-    after.append(h("p", { class: "facts", say: remark }));
+    after.append(h("div", { class: "facts" }, h("span", { say: remark }),
+      turn.text.trim() ? h("button", { class: "plain", say: "copy_answer", on: { click: () => copy(quoted(turn.text, cited), "answer_copied") } }) : null));
     if (cited.length) after.append(sources("sources", cited));
     if (rest.length && !stopped) after.append(h("details", {}, h("summary", { say: ["also_seen", { n: rest.length }] }), sources("also_seen_label", rest)));
   }
@@ -202,6 +204,13 @@ function makeTurn(question, image) {
 
 function show(moment, cue = false) {
   emit("play", { videoId: moment.video_id, start: moment.start_seconds, end: moment.end_seconds, n: moment.n, cue });
+}
+
+/** The answer with its sources as links, for a mail or a report. */
+function quoted(text, cited) {
+  const lines = cited.map((moment) =>
+    `[${moment.n}] ${moment.video} ${range(moment.start_seconds, moment.end_seconds)} ${momentLink(moment.video_id, moment.start_seconds)}`);
+  return [text.trim(), ...lines].join("\n");
 }
 
 function sources(label, moments) {

@@ -39,6 +39,7 @@ export async function searchNow(k = PAGE) {
   running?.abort();
   count = k;
   writeAddress({ q: query() });
+  document.title = query() ? `${query()} · vidqa` : "vidqa";
   const wanted = filters();
   // Words in subtitles are a search of their own.
   const asked = query() || (image ? "" : (wanted.text ?? ""));

@@ -110,7 +110,8 @@ function paint(canvas, what) {
   }
   pen.globalAlpha = 1;
   for (const moment of what.moments ?? []) {
-    pen.fillRect(x(moment.start_seconds) + 0.5, high - 2, Math.max(x(moment.end_seconds) - x(moment.start_seconds) - 1, 2), 2);
+    const left = x(moment.start_seconds) + 0.5;
+    pen.fillRect(left, high - 2, Math.max(x(moment.end_seconds) - 0.5 - left, 2), 2);
   }
   pen.fillStyle = colour("--mark");
   for (const scene of (what.scenes ?? []).slice(1)) pen.fillRect(x(scene.start_seconds) - 0.5, 0, 1, high);

@@ -1,10 +1,11 @@
 // The conversation: a question, what it was understood as, the answer as it comes, its sources.
 // Markers such as [2] are buttons that take the player to the moment they name.
 
+import { copy, momentLink } from "./address.js";
 import { chat } from "./api.js";
 import { emit, on } from "./bus.js";
 import { byId, h, picture } from "./dom.js";
-import { engine, libraryName, model } from "./engine.js";
+import { engine, follow, libraryName, model } from "./engine.js";
 import { clip, filters } from "./filters.js";
 import { range } from "./format.js";
 import { say, sayAttribute } from "./i18n.js";
@@ -22,7 +23,8 @@ let turns, followUp;
 
 on("ask", ({ question, image }) => {
   startOver();
-  about = { filters: filters(), clip: clip(), index: libraryName() };
+  // One clip is asked about as it is; there is nothing left to filter.
+  about = { index: libraryName(), ...(clip() ? { clip: clip() } : { filters: filters() }) };
   ask(question, image);
 });
 on("edited", () => collapse(true));
@@ -90,7 +92,8 @@ async function ask(question, image) {
     if (error.name === "AbortError" || mine.signal.aborted) turn.finish({ stopped: true });
     else turn.fail(error, () => { turn.node.remove(); ask(question, image); });
   }
-  if (turn.text) messages = [...asked, { role: "assistant", content: turn.text }];
+  // A picture is shown to the model once. A conversation that was given up tells nothing to the next.
+  if (turn.text && turn.node.isConnected) messages = [...messages, { role: "user", content: question }, { role: "assistant", content: turn.text }];
   if (running === mine) running = null;
 }
 
@@ -101,7 +104,9 @@ async function answered(turn, asked, signal) {
       for await (const event of chat(bodyFor(asked), signal)) turn.hear(event);
       return;
     } catch (error) {
-      if (error.status !== 503 || engine().state === "failed" || turn.text) throw error;
+      if (error.status !== 503 || error.code === "engine_failed" || turn.text) throw error;
+      turn.wait();
+      await follow();
       turn.wait();
       await pause(error.retrySeconds ?? 3, signal);
     }
@@ -110,9 +115,7 @@ async function answered(turn, asked, signal) {
 
 function bodyFor(asked) {
   // The page lists the sources itself, with pictures.
-  const vidqa = { ...about, sources: false };
-  if (!vidqa.clip) delete vidqa.clip;
-  return { model: model(), messages: asked, vidqa };
+  return { model: model(), messages: asked, vidqa: { ...about, sources: false } };
 }
 
 const pause = (seconds, signal) => new Promise((resolve, reject) => {
@@ -137,7 +140,7 @@ function makeTurn(question, image) {
   const turn = { node, stop, text: "", hear, wait, finish, fail };
 
   function hear(event) {
-    if (event.vidqa) begin(event.vidqa);
+    if (event.vidqa?.moments) begin(event.vidqa);
     if (event.citations) citations = event.citations;
     const more = event.choices?.[0]?.delta?.content;
     if (!more) return;
@@ -185,7 +188,8 @@ function makeTurn(question, image) {
     const cited = moments.filter((moment) => (citations ? citations.some((one) => one.n === moment.n) : named.has(moment.n)));
     const rest = moments.filter((moment) => !cited.includes(moment));
     const remark = stopped ? ["stopped"] : !turn.text.trim() ? ["no_answer"] : !cited.length ? ["no_source", { seconds }] : ["took", { seconds }];
-    after.append(h("p", { class: "facts", say: remark }));
+    after.append(h("div", { class: "facts" }, h("span", { say: remark }),
+      turn.text.trim() ? h("button", { class: "plain", say: "copy_answer", on: { click: () => copy(quoted(turn.text, cited), "answer_copied") } }) : null));
     if (cited.length) after.append(sources("sources", cited));
     if (rest.length && !stopped) after.append(h("details", {}, h("summary", { say: ["also_seen", { n: rest.length }] }), sources("also_seen_label", rest)));
   }
@@ -200,6 +204,13 @@ function makeTurn(question, image) {
 
 function show(moment, cue = false) {
   emit("play", { videoId: moment.video_id, start: moment.start_seconds, end: moment.end_seconds, n: moment.n, cue });
+}
+
+/** The answer with its sources as links, for a mail or a report. */
+function quoted(text, cited) {
+  const lines = cited.map((moment) =>
+    `[${moment.n}] ${moment.video} ${range(moment.start_seconds, moment.end_seconds)} ${momentLink(moment.video_id, moment.start_seconds)}`);
+  return [text.trim(), ...lines].join("\n");
 }
 
 function sources(label, moments) {

@@ -8,9 +8,10 @@ let library = null;
 let askForKey = async () => false;
 
 export class ApiError extends Error {
-  constructor(status, message, retrySeconds = null) {
+  constructor(status, message, { code = null, retrySeconds = null } = {}) {
     super(message);
     this.status = status;
+    this.code = code;
     this.retrySeconds = retrySeconds;
   }
 }
@@ -62,7 +63,10 @@ async function errorOf(response) {
 function errorFrom(status, body, retryAfter = null) {
   const said = body?.error?.message;
   const fallback = status === 413 ? t("error_too_large") : t("error_status", { status });
-  return new ApiError(status, said || fallback, retryAfter === null ? null : Number(retryAfter) || 2);
+  return new ApiError(status, said || fallback, {
+    code: body?.error?.code ?? null,
+    retrySeconds: retryAfter === null ? null : Number(retryAfter) || 2,
+  });
 }
 
 let asking = null;

@@ -22,13 +22,20 @@ let listing = null;
 export async function refresh() {
   if (!listing) section.replaceChildren(bones());
   try {
-    listing = await json(path("v1/videos"));
+    listing = await all();
     render();
   } catch (error) {
     listing = null;
     section.replaceChildren(h("div", { class: "empty", role: "alert" },
       h("h2", { say: "library_failed" }), h("p", {}, error.message), h("button", { class: "plain", say: "try_again", on: { click: refresh } })));
   }
+}
+
+async function all() {
+  const whole = await json(path("v1/videos"));
+  for (let page = whole; page.has_more; whole.data.push(...page.data))
+    page = await json(path("v1/videos", { after: page.data.at(-1).id }));
+  return whole;
 }
 
 function render() {

@@ -3,7 +3,7 @@
 //
 // Times are always seconds of the whole video; a clip starts at `offset`.
 
-import { clipUrl, frameUrl, json, videoUrl } from "./api.js";
+import { clipUrl, frameUrl, json, request, videoUrl } from "./api.js";
 import { addressTime, writeAddress } from "./address.js";
 import { emit, on } from "./bus.js";
 import { byId, h, picture } from "./dom.js";
@@ -56,14 +56,20 @@ function play({ videoId, start = 0, end = null, n = null, cue = false, quiet = f
 
 export function close() {
   if (!now) return;
-  stopLeafing();
-  unload(now.parts.video);
+  leave();
   now = null;
   panel.hidden = true;
   panel.replaceChildren();
   byId("columns").classList.remove("with-player");
   emit("player-closed");
   (opener?.isConnected ? opener : byId("query")).focus?.({ preventScroll: true });
+}
+
+function leave() {
+  stopLeafing();
+  now.fetching?.abort();
+  URL.revokeObjectURL(now.blob);
+  unload(now.parts.video);
 }
 
 function unload(video) {
@@ -75,8 +81,7 @@ function unload(video) {
 // ---------------------------------------------------------------- building
 
 function build(videoId) {
-  if (now) unload(now.parts.video);
-  stopLeafing();
+  if (now) leave();
   const parts = {};
   now = { videoId, start: 0, end: null, n: null, detail: null, mode: "file", offset: 0, at: 0, want: null, parts };
   parts.title = h("h2", { class: "video-name" }, "\u00a0");
@@ -174,7 +179,7 @@ function listen(video) {
   for (const type of ["timeupdate", "seeking"]) heard(type, () => now.mode !== "frames" && now.want === null && moved(video.currentTime + now.offset));
   for (const type of ["play", "pause", "ended", "volumechange", "waiting", "playing", "canplay", "seeked"]) heard(type, showState);
   // The next clip follows, as the file would go on.
-  heard("ended", () => now.mode === "clip" && now.detail && now.clipEnd < now.detail.duration_seconds - 0.1 && seek(now.clipEnd, true));
+  heard("ended", () => now.mode === "clip" && video.currentTime > 0 && now.detail && now.clipEnd < now.detail.duration_seconds - 0.1 && seek(now.clipEnd, true));
   video.addEventListener("click", toggle);
 }
 
@@ -188,12 +193,32 @@ function load(mode) {
     now.offset = 0;
     video.src = videoUrl(now.videoId, "/stream");
   } else if (mode === "clip") {
-    const [start, end] = clipAround(now.at);
-    [now.offset, now.clipEnd, now.want] = [start, end, Math.max(now.at, start)];
-    video.src = clipUrl(now.videoId, start, end);
+    loadClip(now, ...clipAround(now.at));
   } else {
     unload(video);
     moved(now.at);
+  }
+}
+
+/**
+ * A clip is cut when it is asked for, and a player would ask for it again and again, range by
+ * range; so it is fetched whole.
+ */
+async function loadClip(opened, start, end) {
+  const { video } = opened.parts;
+  Object.assign(opened, { offset: start, clipEnd: end, want: Math.max(opened.at, start) });
+  opened.fetching?.abort();
+  opened.fetching = new AbortController();
+  video.removeAttribute("src");
+  try {
+    const response = await request(clipUrl(opened.videoId, start, end), { signal: opened.fetching.signal });
+    const blob = await response.blob();
+    if (now !== opened || opened.clipEnd !== end) return;
+    URL.revokeObjectURL(opened.blob);
+    video.src = opened.blob = URL.createObjectURL(blob);
+    if (opened.playing) run();
+  } catch (error) {
+    if (error.name !== "AbortError" && now === opened) failed();
   }
 }
 
@@ -216,7 +241,7 @@ function fallBack(mode) {
   say(now.parts.note, mode === "clip" ? "note_clip" : "note_frames");
   now.parts.note.hidden = false;
   if (mode === "clip") now.parts.captions.hidden = true;
-  if (playing) start();
+  if (playing) run();
   showState();
 }
 
@@ -225,21 +250,23 @@ function seek(seconds, andPlay) {
   now.want = null;
   const { video } = now.parts;
   if (now.mode === "clip" && (seconds < now.offset || seconds >= now.clipEnd)) load("clip");
-  if (now.mode !== "frames") {
+  else if (now.mode !== "frames") {
     if (video.readyState > 0) video.currentTime = seconds - now.offset;
     else now.want = seconds;
   }
   moved(seconds);
-  if (andPlay) start();
+  if (andPlay) run();
   else now.playing = false;
 }
 
 const seekTo = (seconds) => seek(Math.min(Math.max(seconds, 0), Math.max((now.detail?.duration_seconds ?? Infinity) - 0.05, 0)), now.playing);
 
-async function start() {
+async function run() {
   now.playing = true;
   if (now.mode === "frames") return startLeafing();
   const { video } = now.parts;
+  showState();
+  if (!video.hasAttribute("src")) return; // a clip that is on its way starts when it is there
   try {
     await video.play();
   } catch (error) {
@@ -257,8 +284,12 @@ function pause() {
   showState();
 }
 
-const isPlaying = () => (now.mode === "frames" ? leafing !== 0 : !now.parts.video.paused);
-const toggle = () => now && (isPlaying() ? pause() : start());
+const isPlaying = () => {
+  const { video } = now.parts;
+  if (now.mode === "frames") return leafing !== 0;
+  return video.hasAttribute("src") ? !video.paused : now.playing;
+};
+const toggle = () => now && (isPlaying() ? pause() : run());
 
 function startLeafing() {
   stopLeafing();

@@ -30,8 +30,10 @@ export function seekbar(node, { videoId, duration, onSeek, step = 1 }) {
   node.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     node.setPointerCapture(event.pointerId);
-    seek(secondsAt(event));
+    // A finger may only be about to scroll; when it was not, a click follows.
+    if (event.pointerType === "mouse") seek(secondsAt(event));
   });
+  node.addEventListener("click", (event) => event.pointerType !== "mouse" && seek(secondsAt(event)));
   node.addEventListener("pointermove", (event) => {
     if (event.buttons & 1 && node.hasPointerCapture(event.pointerId)) seek(secondsAt(event));
     else if (event.pointerType === "mouse") showTip(node, event.clientX, videoId, secondsAt(event));

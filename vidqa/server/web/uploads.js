@@ -87,7 +87,7 @@ function makeRow(name) {
     row.ended = true;
     bar.remove();
     say(text, "ingested");
-    if (videoId) row.node.append(h("button", { class: "plain", say: "open", on: { click: () => emit("play", { videoId, cue: true }) } }));
+    if (videoId) row.node.append(h("button", { class: "plain", say: "open", on: { click: () => { emit("play", { videoId, cue: true }); row.node.remove(); hideWhenEmpty(); } } }));
   };
   row.progress(null, ["waiting"]);
   tray.append(row.node);

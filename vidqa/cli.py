@@ -318,6 +318,9 @@ def serve(
     """
     import os
 
+    from vidqa.server import check_extra
+
+    check_extra()
     from vidqa.server.keys import read_keys
     from vidqa.server.run import ServeOptions
     from vidqa.server.run import serve as serve_library

@@ -70,6 +70,7 @@ def server_flags(options: EngineOptions, port: int, *, on_cpu: bool) -> list[str
     flags += ["--allowed-media-domains", NO_DOMAIN]
     flags += ["--middleware", "vidqa.engine_gate.Gate"]
     flags += ["--disable-uvicorn-access-log", "--disable-log-stats"]
+    flags += ["--enable-prompt-tokens-details"]  # says how much of a prompt it had read before
     if on_cpu:
         # No graphs to capture and no memory to profile: the cache's size is given.
         flags += ["--enforce-eager", "--skip-mm-profiling"]

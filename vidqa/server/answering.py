@@ -103,7 +103,7 @@ class Answering:
             self.query = await self._stand_alone()
         shelf = self._question.shelf
         try:
-            self._prepared = await self._gateway.run(
+            self._prepared = await self._gateway.prepare(
                 prepare,
                 self.query,
                 shelf.library,

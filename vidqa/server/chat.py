@@ -351,18 +351,23 @@ async def with_pings(
 async def ahead(
     source: AsyncGenerator[str, None], seconds: float
 ) -> AsyncGenerator[str | None, None]:
-    """What the source gives; and None once before it, when its first piece takes longer than this.
+    """What the source gives; before that None, once, when its first piece takes longer than this.
 
-    An error before that is raised before anything was given.
+    What fails before then is raised before anything was given.
     """
-    given = False
-    async with aclosing(with_pings(source, seconds)) as pinged:
-        async for piece in pinged:
-            if piece is not None or not given:
+    first = asyncio.ensure_future(anext(source, None))
+    try:
+        if not (await asyncio.wait({first}, timeout=seconds))[0]:
+            yield None
+        piece = await first
+        yield piece
+        if piece is not None:
+            async for piece in source:
                 yield piece
-            given = True
-    if not given:
-        yield None
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _end(first)
+            await source.aclose()
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -43,6 +43,8 @@ T = TypeVar("T")
 BASE_MODEL = "vidqa"
 # Searching is numpy, FAISS and DuckDB, which let go of the interpreter; more threads gain nothing.
 THREADS = 8
+# Dozens of questions that come at once must not keep a search waiting that somebody types.
+PREPARING = 2
 # Queries as one types: each is a vector of some kilobytes.
 CACHED_QUERIES = 2048
 QUEUE_RETRY_SECONDS = 5.0
@@ -84,6 +86,7 @@ class Gateway:
         self.shelves: Mapping[str, Shelf] = {one.name: one for one in shelves}
         self.adapters = tuple(adapters)
         self._threads = anyio.CapacityLimiter(THREADS)
+        self._preparing = anyio.CapacityLimiter(PREPARING)
         self._queue = Queue(settings.max_answers, settings.max_queue, metrics)
 
     @property
@@ -129,6 +132,11 @@ class Gateway:
         """Blocking work in a thread; it goes on when nobody waits any more, but not for long."""
         call = functools.partial(work, *args, **kwargs)
         return await anyio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+
+    async def prepare(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, for what comes before an answer: it waits for the model anyway."""
+        call = functools.partial(work, *args, **kwargs)
+        return await anyio.to_thread.run_sync(call, limiter=self._preparing, abandon_on_cancel=True)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[float]:

@@ -136,6 +136,8 @@ def test_without_its_libraries_the_doctor_names_them_and_the_command(light: Path
 
 
 def test_without_its_libraries_the_server_names_them_and_the_command(light: Path) -> None:
-    report = run(light / "vidqa", "serve", "--config", "demo", expect=1)
-    assert "fastapi" in report
-    assert report.strip().endswith('install: uv pip install "vidqa[serve]"')
+    report = run(light / "vidqa", "serve", "--config", "demo", "--json", expect=1)
+    error = json.loads(report)
+    assert error["error"] == "MissingExtra"
+    assert "fastapi" in error["message"]
+    assert error["message"].endswith('install: uv pip install "vidqa[serve]"')

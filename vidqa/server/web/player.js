@@ -119,7 +119,7 @@ async function describe(opened) {
   opened.detail = detail;
   parts.title.textContent = detail.video;
   parts.title.title = detail.video;
-  parts.screen.style.setProperty("--ratio", `${detail.width || 16} / ${detail.height || 9}`);
+  panel.style.setProperty("--ratio", `${detail.width || 16} / ${detail.height || 9}`);
   sayAttribute(parts.screen, "aria-label", "screen_of", { video: detail.video });
   parts.line = timeline(detail, seekTo);
   parts.strip = scenesStrip(detail, ({ start_seconds: start, end_seconds: end }) =>

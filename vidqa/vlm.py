@@ -61,7 +61,7 @@ class TokenCount:
 class Sampling:
     """How the answer is drawn, in OpenAI's terms; None and () leave it to the endpoint.
 
-    `response_format` is OpenAI's object of that name.
+    `response_format` is OpenAI's object of that name; `user` says for whom, for the endpoint's books.
     """
 
     max_tokens: int = 512
@@ -70,6 +70,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     response_format: Mapping[str, Any] | None = None
+    user: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """What a request says of it."""
@@ -79,6 +80,7 @@ class Sampling:
             "seed": self.seed,
             "stop": list(self.stop) or None,
             "response_format": self.response_format,
+            "user": self.user,
         }
         return fields | {name: value for name, value in optional.items() if value is not None}
 

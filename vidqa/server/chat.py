@@ -259,6 +259,7 @@ def options_of(gateway: Gateway, body: ChatRequest) -> AskOptions:
         top_p=body.top_p,
         seed=body.seed,
         stop=body.stops(),
+        user=body.user,
         response_format=(
             form.model_dump(exclude_none=True) if form and form.type != "text" else None
         ),

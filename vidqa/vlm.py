@@ -61,7 +61,7 @@ class TokenCount:
 class Sampling:
     """How the answer is drawn, in OpenAI's terms; None and () leave it to the endpoint.
 
-    `response_format` is OpenAI's object of that name; `user` says for whom, for the endpoint's books.
+    `response_format` is OpenAI's object of that name, `user` is for the endpoint's own records.
     """
 
     max_tokens: int = 512

@@ -415,6 +415,21 @@ def test_nothing_is_wider_than_the_screen(open_page: Open, width: int, scheme: s
     assert (shade < 60) == (scheme == "dark")
 
 
+def test_both_languages_say_everything_that_the_page_says(open_page: Open) -> None:
+    english, chinese, asked_for = open_page().evaluate(
+        """async () => {
+            const { WORDS } = await import(new URL("web/i18n.js", document.baseURI).href);
+            const marked = [...document.querySelectorAll("*")]
+                .flatMap((node) => [...node.attributes])
+                .filter(({ name }) => /^data-t(-|$)/.test(name))
+                .map(({ value }) => value);
+            return [Object.keys(WORDS.en), Object.keys(WORDS.zh), marked];
+        }"""
+    )
+    assert set(english) == set(chinese)
+    assert set(asked_for) <= set(english)
+
+
 def test_the_page_speaks_chinese_to_a_chinese_browser(open_page: Open) -> None:
     page = open_page(locale="zh-CN")
     page.locator("#library .card:not(.skeleton)").first.wait_for()

@@ -18,7 +18,8 @@ export function readAddress() {
 const inAddress = { video: null, t: null, q: null };
 
 function address(values) {
-  const kept = Object.entries({ ...values, library: currentLibrary() }).filter(([, value]) => value !== null && value !== "");
+  const all = Object.entries({ ...values, library: currentLibrary() });
+  const kept = all.filter(([, value]) => value !== null && value !== "");
   const search = new URLSearchParams(kept).toString();
   return search ? `./?${search}` : "./";
 }

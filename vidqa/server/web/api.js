@@ -28,7 +28,8 @@ export function path(route, query = {}) {
   return search ? `${route}?${search}` : route;
 }
 
-export const frameUrl = (videoId, seconds) => path(`v1/frames/${encodeURIComponent(videoId)}/${seconds.toFixed(2)}.jpg`);
+export const frameUrl = (videoId, seconds) =>
+  path(`v1/frames/${encodeURIComponent(videoId)}/${seconds.toFixed(2)}.jpg`);
 export const videoUrl = (videoId, what = "", query = {}) =>
   path(`v1/videos/${encodeURIComponent(videoId)}${what}`, query);
 export const clipUrl = (videoId, start, end) =>
@@ -122,7 +123,8 @@ function parsed(text) {
 
 /** The events of a streamed chat completion, until [DONE]; a failure in mid-stream throws. */
 export async function* chat(body, signal) {
-  const response = await request("v1/chat/completions", { method: "POST", body: { ...body, stream: true }, signal });
+  const streamed = { method: "POST", body: { ...body, stream: true }, signal };
+  const response = await request("v1/chat/completions", streamed);
   let whole = false;
   for await (const data of sse(response)) {
     if (data === "[DONE]") {

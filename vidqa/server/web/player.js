@@ -6,15 +6,14 @@
 import { clipUrl, frameUrl, json, request, videoUrl } from "./api.js";
 import { addressTime, writeAddress } from "./address.js";
 import { emit, on } from "./bus.js";
-import { byId, h, picture } from "./dom.js";
+import { byId, h, iconButton, picture } from "./dom.js";
 import { clock } from "./format.js";
 import { say, sayAttribute } from "./i18n.js";
-import { icon } from "./icons.js";
 import { limits } from "./engine.js";
+import { controls, keyAction } from "./player_controls.js";
 import { details, sceneAt, scenesStrip, timeline, tools } from "./player_parts.js";
 
 const panel = byId("player");
-const SKIP_SECONDS = 5;
 // A clip may have to be encoded while one waits.
 const CLIP_SECONDS = 60;
 // In place of a video: two frames a second, as they are kept.
@@ -89,16 +88,17 @@ function build(videoId) {
   parts.video = h("video", { playsinline: true, preload: "metadata" });
   parts.frame = picture(null, "", { class: "frame", hidden: true });
   parts.wait = h("span", { class: "wait", hidden: true });
-  parts.big = h("button", { class: "big-play", icon: "play", label: "play", tabindex: "-1", on: { click: toggle } });
-  parts.screen = h("div", { class: "screen", tabindex: "0", role: "group", label: "screen" }, parts.video, parts.frame, parts.wait, parts.big);
+  parts.big = iconButton("play", "play", toggle, "big-play");
+  parts.big.tabIndex = -1; // the row below has the same for keys
+  parts.screen = h("div", { class: "screen", tabindex: "0", role: "group", label: "screen" },
+    parts.video, parts.frame, parts.wait, parts.big);
   parts.note = h("p", { class: "note", role: "status", hidden: true });
-  parts.controls = controls(parts);
+  parts.controls = controls(parts.video, ACTIONS);
   parts.more = h("div", { class: "player-more" }, h("div", { class: "skeleton bones" }));
   listen(parts.video);
   panel.replaceChildren(
-    h("header", {}, parts.title, parts.moment,
-      h("button", { class: "plain icon", icon: "close", label: "close_player", hint: "close_player", on: { click: close } })),
-    parts.screen, parts.controls, parts.note, parts.more);
+    h("header", {}, parts.title, parts.moment, iconButton("close", "close_player", close)),
+    parts.screen, parts.controls.node, parts.note, parts.more);
   panel.hidden = false;
   byId("columns").classList.add("with-player");
   load("file");
@@ -122,8 +122,9 @@ async function describe(opened) {
   parts.screen.style.setProperty("--ratio", `${detail.width || 16} / ${detail.height || 9}`);
   sayAttribute(parts.screen, "aria-label", "screen_of", { video: detail.video });
   parts.line = timeline(detail, seekTo);
-  parts.strip = scenesStrip(detail, (scene) => play({ videoId: detail.id, start: scene.start_seconds, end: scene.end_seconds, quiet: true }));
-  parts.controls.before(parts.line.node);
+  parts.strip = scenesStrip(detail, ({ start_seconds: start, end_seconds: end }) =>
+    play({ videoId: detail.id, start, end, quiet: true }));
+  parts.controls.node.before(parts.line.node);
   parts.tools = tools(detail, () => momentNow());
   parts.more.replaceChildren(parts.strip.node, parts.tools.node, details(detail, seekTo));
   parts.line.paint(detail, heatOf(detail.id), opened);
@@ -139,27 +140,9 @@ function problem(error) {
   now.parts.more.replaceChildren();
 }
 
-function controls(parts) {
-  const button = (name, label, click) => h("button", { class: "plain icon", icon: name, label, hint: label, on: { click } });
-  parts.play = button("play", "play", toggle);
-  parts.time = h("span", { class: "times", "aria-hidden": "true" });
-  parts.mute = button("sound", "mute", () => (parts.video.muted = !parts.video.muted));
-  parts.captions = button("captions", "captions", toggleCaptions);
-  parts.captions.hidden = true;
-  parts.speed = h("select", { label: "speed", hint: "speed", on: { change: () => (parts.video.playbackRate = Number(parts.speed.value)) } },
-    ...[0.25, 0.5, 1, 1.5, 2].map((rate) => h("option", { value: rate, selected: rate === 1 }, `${rate}×`)));
-  return h("div", { class: "controls" },
-    button("previous", "scene_before", () => step(-1)), parts.play, button("next", "scene_after", () => step(1)), parts.time,
-    h("span", { class: "gap" }), parts.speed, parts.captions, parts.mute,
-    button("fullscreen", "fullscreen", fullscreen));
-}
-
 function addSubtitles(detail) {
   if (!detail.texts.length || now.mode !== "file") return;
-  const { video } = now.parts;
-  const track = h("track", { kind: "subtitles", label: "subtitles", src: videoUrl(detail.id, "/subtitles.vtt") });
-  video.append(track);
-  now.parts.captions.hidden = false;
+  now.parts.video.append(h("track", { kind: "subtitles", src: videoUrl(detail.id, "/subtitles.vtt") }));
   showCaptions();
 }
 
@@ -176,10 +159,16 @@ function listen(video) {
     showState();
   });
   heard("error", () => video.hasAttribute("src") && failed());
-  for (const type of ["timeupdate", "seeking"]) heard(type, () => now.mode !== "frames" && now.want === null && moved(video.currentTime + now.offset));
-  for (const type of ["play", "pause", "ended", "volumechange", "waiting", "playing", "canplay", "seeked"]) heard(type, showState);
+  const follows = () => now.mode !== "frames" && now.want === null;
+  for (const type of ["timeupdate", "seeking"])
+    heard(type, () => follows() && moved(video.currentTime + now.offset));
+  const changes = ["play", "pause", "ended", "volumechange", "waiting", "playing", "canplay", "seeked"];
+  for (const type of changes) heard(type, showState);
   // The next clip follows, as the file would go on.
-  heard("ended", () => now.mode === "clip" && video.currentTime > 0 && now.detail && now.clipEnd < now.detail.duration_seconds - 0.1 && seek(now.clipEnd, true));
+  heard("ended", () => {
+    const more = now.mode === "clip" && now.detail && now.clipEnd < now.detail.duration_seconds - 0.1;
+    if (more && video.currentTime > 0) seek(now.clipEnd, true);
+  });
   video.addEventListener("click", toggle);
 }
 
@@ -226,7 +215,8 @@ async function loadClip(opened, start, end) {
 function clipAround(seconds) {
   const scene = now.detail && sceneAt(now.detail, seconds);
   const inMoment = now.end !== null && now.start <= seconds && seconds < now.end;
-  const [start, end] = inMoment ? [now.start, now.end] : scene ? [scene.start_seconds, scene.end_seconds] : [seconds, seconds + 10];
+  const [start, end] = inMoment ? [now.start, now.end]
+    : scene ? [scene.start_seconds, scene.end_seconds] : [seconds, seconds + 10];
   const longest = Math.min(CLIP_SECONDS, limits().clip_seconds ?? CLIP_SECONDS);
   const from = seconds < start + longest ? start : seconds;
   return [from, Math.min(end, from + longest)];
@@ -240,7 +230,7 @@ function fallBack(mode) {
   load(mode);
   say(now.parts.note, mode === "clip" ? "note_clip" : "note_frames");
   now.parts.note.hidden = false;
-  if (mode === "clip") now.parts.captions.hidden = true;
+  showCaptions();
   if (playing) run();
   showState();
 }
@@ -259,7 +249,10 @@ function seek(seconds, andPlay) {
   else now.playing = false;
 }
 
-const seekTo = (seconds) => seek(Math.min(Math.max(seconds, 0), Math.max((now.detail?.duration_seconds ?? Infinity) - 0.05, 0)), now.playing);
+function seekTo(seconds) {
+  const last = Math.max((now.detail?.duration_seconds ?? Infinity) - 0.05, 0);
+  seek(Math.min(Math.max(seconds, 0), last), now.playing);
+}
 
 async function run() {
   now.playing = true;
@@ -335,8 +328,11 @@ function toggleCaptions() {
 }
 
 function showCaptions() {
-  for (const track of now.parts.video.textTracks) track.mode = captions ? "showing" : "hidden";
-  now.parts.captions.setAttribute("aria-pressed", String(captions));
+  const { video, controls: row } = now.parts;
+  // The times of the track are those of the file, not of a clip.
+  const offered = video.textTracks.length > 0 && now.mode === "file";
+  for (const track of video.textTracks) track.mode = captions && offered ? "showing" : "hidden";
+  row.showCaptions(offered, captions);
 }
 
 // ---------------------------------------------------------------- showing
@@ -348,7 +344,7 @@ function moved(seconds = now.at) {
     const url = frameUrl(now.videoId, seconds);
     if (parts.frame.getAttribute("src") !== url) parts.frame.src = url;
   }
-  parts.time.textContent = detail ? `${clock(seconds)} / ${clock(detail.duration_seconds)}` : clock(seconds);
+  parts.controls.showTime(detail ? `${clock(seconds)} / ${clock(detail.duration_seconds)}` : clock(seconds));
   parts.line?.set(seconds);
   parts.strip?.set(seconds);
   emit("at", { videoId: now.videoId, seconds });
@@ -364,11 +360,8 @@ function markMoment() {
 function showState() {
   const { parts } = now;
   const playing = isPlaying();
-  parts.play.replaceChildren(icon(playing ? "pause" : "play"));
-  sayAttribute(parts.play, "aria-label", playing ? "pause" : "play");
+  parts.controls.showState(playing);
   parts.big.hidden = playing;
-  parts.mute.replaceChildren(icon(parts.video.muted ? "mute" : "sound"));
-  parts.mute.setAttribute("aria-pressed", String(parts.video.muted));
   parts.wait.hidden = now.mode === "frames" || !(playing && parts.video.readyState < 3);
 }
 
@@ -382,19 +375,13 @@ function momentNow() {
 
 // ---------------------------------------------------------------- keys
 
+const ACTIONS = { toggle, step, fullscreen, captions: toggleCaptions, skip: (seconds) => seekTo(now.at + seconds) };
+
 panel.addEventListener("keydown", (event) => {
   if (!now || event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.target.closest("input, select, textarea, summary")) return;
   const onButton = event.target.closest("button, a") && (event.key === " " || event.key === "Enter");
-  const { video } = now.parts;
-  const act = {
-    " ": toggle, k: toggle, f: fullscreen, c: toggleCaptions,
-    m: () => (video.muted = !video.muted),
-    ArrowLeft: () => seekTo(now.at - SKIP_SECONDS), ArrowRight: () => seekTo(now.at + SKIP_SECONDS),
-    ArrowUp: () => (video.volume = Math.min(1, video.volume + 0.1)),
-    ArrowDown: () => (video.volume = Math.max(0, video.volume - 0.1)),
-    "[": () => step(-1), "]": () => step(1),
-  }[event.key];
+  const act = keyAction(event, now.parts.video, ACTIONS);
   if (!act || onButton) return;
   event.preventDefault();
   act();

@@ -71,12 +71,14 @@ class FilterFields(Strict):
     video: Annotated[str, StringConstraints(max_length=1000)] | None = Field(
         None, description="A file name, or a pattern like `*2024*`."
     )
-    video_ids: list[VideoId] | None = Field(None, max_length=1000)
+    video_ids: list[VideoId] | None = Field(
+        None, max_length=1000, description="One of these videos, by id."
+    )
     text: Annotated[str, StringConstraints(max_length=200)] | None = Field(
         None, description="Words that the subtitles hold, upper or lower case."
     )
-    min_seconds: Seconds | None = None
-    max_seconds: Seconds | None = None
+    min_seconds: Seconds | None = Field(None, description="The video lasts so long at least.")
+    max_seconds: Seconds | None = Field(None, description="The video lasts so long at most.")
     after: date | None = Field(None, description="Ingested on that day (UTC) or later.")
     before: date | None = Field(None, description="Ingested before that day (UTC).")
 

@@ -336,6 +336,14 @@ def test_a_field_that_says_what_is_the_case_anyway_is_not(
     assert server.ask("red", **{field: value}).status_code == 200
 
 
+def test_a_body_that_is_no_text_is_malformed(server: Served) -> None:
+    json_of = {"Content-Type": "application/json"}
+    for path in ("chat/completions", "search", "embeddings"):
+        response = server.http.post(f"v1/{path}", content=b'{"query": "\xff"}', headers=json_of)
+        assert response.status_code == 422
+        assert "JSON in UTF-8" in error_of(response)["message"]
+
+
 def test_an_unknown_model_is_answered_as_openai_does(server: Served) -> None:
     response = server.ask("red", model="gpt-5")
     assert response.status_code == 404

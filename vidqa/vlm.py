@@ -227,7 +227,8 @@ class AsyncVlmClient:
                 return _event(event)
         except (ValueError, TypeError, AttributeError) as problem:
             raise self._nonsense("an event of an answer", data) from problem
-        raise EndpointError(f"{self.base_url}: {_reason_in(event)}")
+        code = error.get("code") if isinstance(error, dict) else None
+        raise EndpointError(f"{self.base_url}: {_reason_in(event)}", refused=code in (400, 422))
 
     async def _check(self, response: httpx.Response, body: Mapping[str, Any]) -> None:
         status = response.status_code

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 router = APIRouter(tags=["search"])
 
 
-@router.post("/v1/search", summary="Find moments", responses=errors(404, 413, 422, 429, 503))
+@router.post("/v1/search", summary="Find moments", responses=errors(400, 404, 413, 422, 429, 503))
 async def search(body: SearchRequest, request: Request) -> dict[str, Any]:
     """The k moments that look like a text, a picture, or both, best first."""
     gateway, shelf = gateway_of(request), gateway_of(request).shelf(body.library)

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import anyio
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
-from fastapi.responses import FileResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, Response
 from starlette.background import BackgroundTask
 
 from vidqa.clips import cut_async
@@ -200,8 +200,8 @@ def pictures_at(shelf: Shelf, video_id: str, seconds: Sequence[float]) -> list[P
 @router.get(
     "/v1/videos/{video_id}/subtitles.vtt",
     summary="The subtitles",
-    response_class=PlainTextResponse,
-    responses=errors(404, 422, 503),
+    response_class=Response,
+    responses=content("text/vtt") | errors(404, 422, 503),
 )
 async def subtitles(video_id: Id, request: Request, library: Library = None) -> Response:
     """As WebVTT, which every player reads; without cues where the video has no words."""

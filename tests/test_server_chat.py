@@ -420,6 +420,17 @@ def test_a_picture_is_searched_for_and_shown_to_the_model(
     assert "Picture of the question:" in endpoint.text
 
 
+def test_pictures_of_earlier_questions_are_not_shown_again(
+    server: Served, endpoint: FakeEndpoint
+) -> None:
+    part = {"type": "image_url", "image_url": {"url": picture((0, 0, 255))}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "blue"}, part]}
+    messages = [*[asked, {"role": "assistant", "content": "Yes [1]."}] * 5]
+    body = server.ask("", messages=[*messages, {"role": "user", "content": "red"}]).json()
+    assert body["vidqa"]["query"] == "blue red"
+    assert "Picture of the question:" not in endpoint.text
+
+
 @pytest.mark.parametrize(
     ("part", "match"),
     [

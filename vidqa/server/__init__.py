@@ -15,7 +15,10 @@
     pictures.py    pictures from clients: data URLs, and hosts that were allowed
     metrics.py     what Prometheus is told
     errors.py      every error in OpenAI's shape
-    mcp.py         the tools for agents
+    tools.py       the tools for agents: search, ask, frames, list, outline
+    tool_schemas.py   what they take and give
+    mcp.py         their protocol, over HTTP and stdio
+    stdio.py       `vidqa mcp`: the tools without a server
     web/           the page
 
 Nothing is decided here that a verb decides: it translates. It trusts no path, address or id of a

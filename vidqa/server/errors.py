@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from vidqa.errors import EndpointError, LibraryBusy, NothingFound, UsageError, VidqaError
 
@@ -74,6 +75,8 @@ def translated(error: BaseException) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ClientDisconnect():
+            return ApiError(499, "the client has left")  # nobody reads it
         case NothingFound():
             return ApiError(404, str(error), code="not_found")
         case UsageError():
@@ -112,7 +115,7 @@ def install(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
-    for kind in (ApiError, VidqaError, Exception):
+    for kind in (ApiError, VidqaError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, routing)

@@ -81,7 +81,12 @@ def served(
     gateway = Gateway(chosen, shelves, answerer, metrics, adapters)
     app = create_app(gateway, keys or Keys(), pictures=pictures)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app,
+            log_level="error",
+            timeout_graceful_shutdown=5,
+            root_path=chosen.root_path or "",
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -6,6 +6,9 @@
 `client()` never waits: who asks too early is told to come again. In the background the endpoint is
 looked at every few seconds, which also keeps our own engine from stopping for want of questions;
 one that has died is started again. Ours is left running when the server ends, for the next command.
+
+Without `watch` nothing happens until `wake()` is called, before a question: an agent's session may
+be open for days, and our engine shall stop meanwhile and give its memory back.
 """
 
 from __future__ import annotations
@@ -35,17 +38,30 @@ STARTING_RETRY_SECONDS = 5.0
 class Answerer:
     """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes."""
 
-    def __init__(self, connect: Callable[[OnStage], Endpoint], metrics: Metrics) -> None:
+    def __init__(
+        self, connect: Callable[[OnStage], Endpoint], metrics: Metrics, *, watch: bool = True
+    ) -> None:
         self.state = "starting"
         self.detail = "starting"
         self._connect = connect
         self._metrics = metrics
+        self._watch = watch
         self._client: AsyncVlmClient | None = None
         self._task: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._keep(), name="answerer")
+
+    async def wake(self) -> None:
+        """Has the endpoint made ready where nobody watches it; `state` tells when it is."""
+        if self._watch:
+            return
+        if self._task is None:
+            await self.start()
+        elif self.state == "failed" or (self.state == "ready" and not await self._answers()):
+            self._become("starting", "starting")
+            self._look.set()
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -79,11 +95,11 @@ class Answerer:
             except VidqaError as error:
                 self._become("failed", str(error).split("\n", 1)[0])
                 log.warning("%s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._pause(RETRY_SECONDS)
             except Exception as error:  # whatever it is, it must not end the watch
                 self._become("failed", f"{type(error).__name__}: {error}")
                 log.exception("the engine could not be started")
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._pause(RETRY_SECONDS)
 
     async def _reach(self) -> None:
         self._become("starting", "starting")
@@ -107,15 +123,24 @@ class Answerer:
     async def _stay(self) -> None:
         """Returns when the endpoint no longer answers."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), LOOK_SECONDS)
-            self._look.clear()
-            assert self._client is not None
-            try:
-                await self._client.models()
-            except EndpointError as error:
-                log.warning("the engine is gone: %s", error)
+            await self._pause(LOOK_SECONDS)
+            if not await self._answers():
                 return
+
+    async def _answers(self) -> bool:
+        assert self._client is not None
+        try:
+            await self._client.models()
+        except EndpointError as error:
+            log.warning("the engine is gone: %s", error)
+            return False
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        """So long, or until it is doubted or woken."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._look.wait(), seconds if self._watch else None)
+        self._look.clear()
 
     def _become(self, state: str, detail: str) -> None:
         self.state, self.detail = state, detail

@@ -39,7 +39,8 @@ async function refresh() {
 
 function fill(select, names, chosen) {
   const before = [...select.options].map((option) => option.value);
-  if (before.join("\n") !== names.join("\n")) select.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+  if (before.join("\n") !== names.join("\n"))
+    select.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
   select.value = chosen;
   select.hidden = names.length < 2;
 }

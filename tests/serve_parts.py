@@ -84,7 +84,10 @@ def served(
     app = create_app(gateway, keys or Keys(), pictures=pictures)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(
-            app, log_level="error", timeout_graceful_shutdown=5, root_path=chosen.root_path or ""
+            app,
+            log_level="error",
+            timeout_graceful_shutdown=5,
+            root_path=chosen.root_path or "",
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

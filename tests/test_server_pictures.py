@@ -20,7 +20,7 @@ from PIL import Image
 from vidqa.errors import UsageError
 from vidqa.server import pictures as module
 from vidqa.server.pictures import Address, Pictures, is_public, resolve
-from vidqa.types import QuestionImage
+from vidqa.types import EmbedderSpec, QuestionImage
 
 PUBLIC, LOOPBACK = ipaddress.ip_address("93.184.215.14"), ipaddress.ip_address("127.0.0.1")
 
@@ -116,9 +116,9 @@ def test_no_more_pictures_are_read_at_once_than_memory_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, most, turn = 0, 0, threading.Lock()
-    original = module.read_image
+    original = module.question_image
 
-    def watched(data: bytes, *, max_pixels: int) -> Image.Image:
+    def watched(data: bytes, spec: EmbedderSpec, *, max_pixels: int) -> QuestionImage:
         nonlocal now, most
         with turn:
             now += 1
@@ -126,9 +126,9 @@ def test_no_more_pictures_are_read_at_once_than_memory_allows(
         time.sleep(0.02)
         with turn:
             now -= 1
-        return original(data, max_pixels=max_pixels)
+        return original(data, spec, max_pixels=max_pixels)
 
-    monkeypatch.setattr(module, "read_image", watched)
+    monkeypatch.setattr(module, "question_image", watched)
     pictures = Pictures(max_pixels=10**6, max_bytes=10**5)
 
     async def many() -> None:

@@ -198,6 +198,19 @@ def test_an_error_event_in_the_answer_is_told_with_its_reason() -> None:
     assert_refused("out of memory", FakeEndpoint(pieces=["It ", "is "], fails_after=1))
 
 
+@pytest.mark.parametrize(("code", "refused"), [(400, True), (500, False)])
+def test_an_error_event_says_whether_the_request_is_at_fault(code: int, refused: bool) -> None:
+    # vLLM reads a schema for the answer after it has begun to stream.
+    raw = b'data: {"error": {"message": "Grammar error", "code": %d}}\n\n' % code
+    with (
+        FakeEndpoint(raw=raw) as endpoint,
+        VlmClient(endpoint.base_url) as client,
+        pytest.raises(EndpointError, match="Grammar error") as raised,
+    ):
+        list(client.stream(QUESTION))
+    assert raised.value.refused is refused
+
+
 @pytest.mark.parametrize(
     "raw", [b"data: {not json\n\n", b"data: 7\n\n", b"data: [1]\n\n", b'data: {"choices": 1}\n\n',
             b'data: {"choices": [null]}\n\n', b'data: {"choices": [{"delta": "x"}]}\n\n']

@@ -61,7 +61,7 @@ class TokenCount:
 class Sampling:
     """How the answer is drawn, in OpenAI's terms; None and () leave it to the endpoint.
 
-    `response_format` is OpenAI's object of that name.
+    `response_format` is OpenAI's object of that name, `user` is for the endpoint's own records.
     """
 
     max_tokens: int = 512
@@ -70,6 +70,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     response_format: Mapping[str, Any] | None = None
+    user: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """What a request says of it."""
@@ -79,6 +80,7 @@ class Sampling:
             "seed": self.seed,
             "stop": list(self.stop) or None,
             "response_format": self.response_format,
+            "user": self.user,
         }
         return fields | {name: value for name, value in optional.items() if value is not None}
 
@@ -225,7 +227,8 @@ class AsyncVlmClient:
                 return _event(event)
         except (ValueError, TypeError, AttributeError) as problem:
             raise self._nonsense("an event of an answer", data) from problem
-        raise EndpointError(f"{self.base_url}: {_reason_in(event)}")
+        code = error.get("code") if isinstance(error, dict) else None
+        raise EndpointError(f"{self.base_url}: {_reason_in(event)}", refused=code in (400, 422))
 
     async def _check(self, response: httpx.Response, body: Mapping[str, Any]) -> None:
         status = response.status_code
@@ -433,7 +436,8 @@ def _translated(where: str) -> Iterator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise EndpointError(
-            f"{where}: nobody answers there ({error}); is it running, and --base-url right?"
+            f"{where}: nobody answers there ({error}); is it running, and --base-url right?",
+            unreachable=True,
         ) from error
     except httpx.TimeoutException as error:
         raise EndpointError(

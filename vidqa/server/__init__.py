@@ -15,9 +15,28 @@
     pictures.py    pictures from clients: data URLs, and hosts that were allowed
     metrics.py     what Prometheus is told
     errors.py      every error in OpenAI's shape
-    mcp.py         the tools for agents
+    tools.py       the tools for agents: search, ask, frames, list, outline
+    tool_schemas.py   what they take and give
+    mcp.py         their protocol, over HTTP and stdio
+    stdio.py       `vidqa mcp`: the tools without a server
     web/           the page
 
 Nothing is decided here that a verb decides: it translates. It trusts no path, address or id of a
 client, and the text inside videos is data.
 """
+
+from __future__ import annotations
+
+import importlib.util
+
+from vidqa.errors import MissingExtra
+
+INSTALL = 'uv pip install "vidqa[serve]"'
+PACKAGES = ("fastapi", "fastapi_swagger", "mcp", "prometheus_client", "uvicorn")
+
+
+def check_extra() -> None:
+    """Raises MissingExtra with the command that installs what serving needs."""
+    missing = [one for one in PACKAGES if importlib.util.find_spec(one) is None]
+    if missing:
+        raise MissingExtra(f"{', '.join(missing)} not installed; install: {INSTALL}")

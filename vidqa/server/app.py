@@ -17,16 +17,18 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi_swagger import patch_fastapi
 from starlette.middleware import Middleware
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from vidqa import __version__
-from vidqa.server import chat, errors, openai, search, videos
+from vidqa.server import chat, errors, mcp, openai, search, videos
 from vidqa.server.gate import Gate, Limits
 from vidqa.server.gateway import Gateway
 from vidqa.server.jobs import Jobs
 from vidqa.server.keys import COOKIE, COOKIE_SECONDS, Keys, Rates
 from vidqa.server.pictures import Pictures
 from vidqa.server.state import gateway_of
+from vidqa.server.tools import Tools
 from vidqa.wiring import ingest_options
 
 WEB = Path(__file__).parent / "web"
@@ -42,20 +44,22 @@ def create_app(gateway: Gateway, keys: Keys, *, pictures: Pictures | None = None
     """The server of one gateway."""
     settings = gateway.settings
     jobs = Jobs(gateway.shelves, ingest_options(settings))
+    limits = Limits(
+        body_bytes=settings.max_body_mib * 2**20,
+        upload_bytes=int(settings.max_upload_gib * 2**30),
+    )
+    agents = mcp.Endpoint(Tools(gateway), limits.body_bytes)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         await gateway.answerer.start()
         jobs.start()
         try:
-            yield
+            async with agents.running():
+                yield
         finally:
             await gateway.answerer.stop()
 
-    limits = Limits(
-        body_bytes=settings.max_body_mib * 2**20,
-        upload_bytes=int(settings.max_upload_gib * 2**30),
-    )
     gate = Middleware(
         Gate,
         keys=keys,
@@ -89,6 +93,7 @@ def create_app(gateway: Gateway, keys: Keys, *, pictures: Pictures | None = None
         app.include_router(router.router)
     app.include_router(videos.jobs_router)
     app.include_router(own)
+    app.router.routes.append(Route("/mcp", agents, methods=["POST"], include_in_schema=False))
     patch_fastapi(app, redirect_from_root_to_docs=False)
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     return app

@@ -6,6 +6,9 @@
 `client()` never waits: who asks too early is told to come again. In the background the endpoint is
 looked at every few seconds, which also keeps our own engine from stopping for want of questions;
 one that has died is started again. Ours is left running when the server ends, for the next command.
+
+Without `watch` nothing happens until `wake()` is called, before a question: an agent's session may
+be open for days, and our engine shall stop meanwhile and give its memory back.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ class Answerer:
         connect: Callable[[OnStage], Endpoint],
         metrics: Metrics,
         *,
+        watch: bool = True,
+        on_change: Callable[[str, str], None] = lambda state, detail: None,
         look_seconds: float = LOOK_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
@@ -50,14 +55,26 @@ class Answerer:
         self._retry_seconds = retry_seconds
         self.state = "starting"
         self.detail = "starting"
+        self._on_change = on_change
         self._connect = connect
         self._metrics = metrics
+        self._watch = watch
         self._client: AsyncVlmClient | None = None
         self._task: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._keep(), name="answerer")
+
+    async def wake(self) -> None:
+        """Has the endpoint made ready where nobody watches it; `state` tells when it is."""
+        if self._watch:
+            return
+        if self._task is None:
+            await self.start()
+        elif self.state == "failed" or (self.state == "ready" and not await self._answers()):
+            self._become("starting", "starting")
+            self._look.set()
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -70,18 +87,25 @@ class Answerer:
     def client(self) -> AsyncVlmClient:
         """The client of the endpoint. Raises ApiError 503 while there is none."""
         if self._client is None or self.state != "ready":
-            failed = self.state == "failed"
-            raise ApiError(
-                503,
-                f"the model does not answer yet: {self.detail}",
-                code="engine_failed" if failed else "engine_starting",
-                retry_after_seconds=self._retry_seconds if failed else STARTING_RETRY_SECONDS,
-            )
+            raise self._not_ready()
         return self._client
 
-    def doubt(self) -> None:
-        """An answer failed: it is looked at now, not at its time."""
+    def lost(self, error: EndpointError) -> Exception:
+        """An answer failed: the endpoint is looked at now. Returns what its client is told."""
         self._look.set()
+        if not error.unreachable:
+            return error
+        self._become("starting", "it is gone, and reached for again")
+        return self._not_ready()
+
+    def _not_ready(self) -> ApiError:
+        failed = self.state == "failed"
+        return ApiError(
+            503,
+            f"the model does not answer yet: {self.detail}",
+            code="engine_failed" if failed else "engine_starting",
+            retry_after_seconds=self._retry_seconds if failed else STARTING_RETRY_SECONDS,
+        )
 
     async def _keep(self) -> None:
         while True:
@@ -91,11 +115,11 @@ class Answerer:
             except VidqaError as error:
                 self._become("failed", str(error).split("\n", 1)[0])
                 log.warning("%s", error)
-                await asyncio.sleep(self._retry_seconds)
+                await self._pause(self._retry_seconds)
             except Exception as error:  # whatever it is, it must not end the watch
                 self._become("failed", f"{type(error).__name__}: {error}")
                 log.exception("the engine could not be started")
-                await asyncio.sleep(self._retry_seconds)
+                await self._pause(self._retry_seconds)
 
     async def _reach(self) -> None:
         self._become("starting", "starting")
@@ -107,29 +131,43 @@ class Answerer:
         where = await in_daemon(lambda: self._connect(tell))
         client = AsyncVlmClient(where.base_url, where.api_key, where.model)
         try:
-            model = await client.model()
+            await client.models()
+            name = await client.model()
         except BaseException:
             await client.close()
             raise
         self._client, old = client, self._client
         if old is not None:
             await old.close()
-        self._become("ready", f"{model} at {client.base_url}")
+        self._become("ready", f"{name} at {client.base_url}")
 
     async def _stay(self) -> None:
         """Returns when the endpoint no longer answers."""
+        ready = self.detail
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), self._look_seconds)
-            self._look.clear()
-            assert self._client is not None
-            try:
-                await self._client.models()
-            except EndpointError as error:
-                log.warning("the engine is gone: %s", error)
+            await self._pause(self._look_seconds)
+            if not await self._answers():
                 return
+            self._become("ready", ready)
+
+    async def _answers(self) -> bool:
+        assert self._client is not None
+        try:
+            await self._client.models()
+        except EndpointError as error:
+            log.warning("the engine is gone: %s", error)
+            return False
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        """So long, or until it is lost or woken."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._look.wait(), seconds if self._watch else None)
+        self._look.clear()
 
     def _become(self, state: str, detail: str) -> None:
+        if (state, detail) != (self.state, self.detail):
+            self._on_change(state, detail)
         self.state, self.detail = state, detail
         self._metrics.engine(state)
 

@@ -111,7 +111,10 @@ def install(app: FastAPI) -> None:
             405: f"{request.method} is not answered at {request.url.path}; /docs lists what is",
         }
         message = known.get(error.status_code, str(error.detail))
-        response = ApiError(error.status_code, message).response()
+        status = error.status_code
+        if status == 400:  # FastAPI's, of bytes that are not even text
+            status, message = 422, "the body cannot be read; it is to be JSON in UTF-8"
+        response = ApiError(status, message).response()
         response.headers.update(error.headers or {})
         return response
 

@@ -218,13 +218,18 @@ class CachingEmbedder:
         return vector
 
 
-def open_shelf(settings: Settings, name: str, folder: Path, metrics: Metrics) -> Shelf:
-    """A library to serve; an empty one is made where there is none, to be filled by uploads."""
+def open_shelf(
+    settings: Settings, name: str, folder: Path, metrics: Metrics, *, create: bool = True
+) -> Shelf:
+    """A library to serve; an empty one is made where there is none, to be filled by uploads.
+
+    Without `create` that is a LibraryError.
+    """
     from dataclasses import replace
 
     from vidqa.wiring import open_library
 
     library, embedder = open_library(
-        replace(settings, index=folder), create=True, on_demand=True, follow=True
+        replace(settings, index=folder), create=create, on_demand=True, follow=True
     )
     return Shelf(name, library, CachingEmbedder(embedder, metrics))

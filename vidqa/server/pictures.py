@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ import anyio
 import httpx
 
 from vidqa.errors import UsageError
-from vidqa.stills import for_embedder, for_model, read_image
+from vidqa.stills import question_image
 from vidqa.types import EmbedderSpec, QuestionImage
 
 FETCH_SECONDS = 10.0
@@ -75,17 +76,14 @@ class Pictures:
     async def of(self, url: str, spec: EmbedderSpec) -> QuestionImage:
         """The picture at a data URL or an allowed address. Raises UsageError, in one line."""
         data = await self.data(url)
-        return await anyio.to_thread.run_sync(self._read, data, spec, limiter=self._places)
+        read = functools.partial(question_image, data, spec, max_pixels=self.max_pixels)
+        return await anyio.to_thread.run_sync(read, limiter=self._places)
 
     async def data(self, url: str) -> bytes:
         """The bytes of a picture; not looked into."""
         if url.startswith("data:"):
             return _decoded(url)
         return await self._fetched(url)
-
-    def _read(self, data: bytes, spec: EmbedderSpec) -> QuestionImage:
-        image = read_image(data, max_pixels=self.max_pixels)
-        return QuestionImage(for_embedder(image, spec), for_model(image))
 
     async def _fetched(self, url: str) -> bytes:
         try:

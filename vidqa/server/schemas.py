@@ -35,7 +35,7 @@ IGNORED = frozenset(
     {
         "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key",
         "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "service_tier",
-        "store", "user", "verbosity", "reasoning_effort",
+        "store", "verbosity", "reasoning_effort",
     }
 )  # fmt: skip
 """Fields that are accepted and change nothing here."""
@@ -71,12 +71,14 @@ class FilterFields(Strict):
     video: Annotated[str, StringConstraints(max_length=1000)] | None = Field(
         None, description="A file name, or a pattern like `*2024*`."
     )
-    video_ids: list[VideoId] | None = Field(None, max_length=1000)
+    video_ids: list[VideoId] | None = Field(
+        None, max_length=1000, description="One of these videos, by id."
+    )
     text: Annotated[str, StringConstraints(max_length=200)] | None = Field(
         None, description="Words that the subtitles hold, upper or lower case."
     )
-    min_seconds: Seconds | None = None
-    max_seconds: Seconds | None = None
+    min_seconds: Seconds | None = Field(None, description="The video lasts so long at least.")
+    max_seconds: Seconds | None = Field(None, description="The video lasts so long at most.")
     after: date | None = Field(None, description="Ingested on that day (UTC) or later.")
     before: date | None = Field(None, description="Ingested before that day (UTC).")
 
@@ -222,6 +224,7 @@ class ChatRequest(BaseModel):
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     response_format: ResponseFormat | None = None
+    user: Annotated[str, StringConstraints(max_length=200)] | None = None
     vidqa: VidqaFields = Field(default_factory=VidqaFields)
 
     @model_validator(mode="after")

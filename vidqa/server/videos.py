@@ -14,14 +14,14 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
-from fastapi.responses import FileResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -36,6 +36,7 @@ from vidqa.server.schemas import Seconds, VideoId
 from vidqa.server.shapes import CONTENT_TYPES, Shapes, failure_shape, name_of, text_shape
 from vidqa.server.state import clips_of, content, errors, gateway_of, jobs_of
 from vidqa.store import VideoRow
+from vidqa.types import Picture
 
 MAX_CLIP_SECONDS = 600.0
 # Each is a process that decodes and encodes on one core.
@@ -62,19 +63,22 @@ async def videos(
 ) -> dict[str, Any]:
     """In order of path; and the files that could not be ingested, each with its reason."""
     gateway, shelf = gateway_of(request), gateway_of(request).shelf(library)
-    rows = await gateway.run(shelf.library.videos)
+    return await gateway.run(listing, gateway, shelf, limit, after)
+
+
+def listing(gateway: Gateway, shelf: Shelf, limit: int, after: str | None) -> dict[str, Any]:
+    """A page of the videos, and what failed; agents' tools use it as well."""
+    rows = shelf.library.videos()
     ids = [row.video.video_id for row in rows]
     if after is not None and after not in ids:  # from the start again would be a list without end
         raise _no_video(shelf, after)
     first = ids.index(after) + 1 if after is not None else 0
     shapes = Shapes(gateway, shelf)
-    shown = await gateway.run(lambda: [shapes.video(row) for row in rows[first : first + limit]])
-    failures = await gateway.run(shelf.library.failures)
     return {
         "object": "list",
-        "data": shown,
+        "data": [shapes.video(row) for row in rows[first : first + limit]],
         "has_more": len(rows) > first + limit,
-        "failures": [failure_shape(one) for one in failures],
+        "failures": [failure_shape(one) for one in shelf.library.failures()],
     }
 
 
@@ -182,7 +186,7 @@ async def frame(
 ) -> Response:
     """The kept frame nearest to that time, at most 420 pixels wide."""
     gateway, shelf = gateway_of(request), gateway_of(request).shelf(library)
-    found = await gateway.run(picture_at, shelf, video_id, seconds)
+    (found,) = await gateway.run(pictures_at, shelf, video_id, [seconds])
     tag = f'"{hashlib.blake2b(found.jpeg, digest_size=12).hexdigest()}"'
     headers = {
         "Cache-Control": _CACHED,
@@ -194,25 +198,27 @@ async def frame(
     return Response(found.jpeg, media_type="image/jpeg", headers=headers)
 
 
-def picture_at(shelf: Shelf, video_id: str, seconds: float) -> Any:
-    """Raises ApiError 404 when the video, or what is kept of it, is gone."""
+def pictures_at(shelf: Shelf, video_id: str, seconds: Sequence[float]) -> list[Picture]:
+    """The kept frame nearest to each time; agents' tools use it as well.
+
+    Raises ApiError 404 when the video, or what is kept of it, is gone.
+    """
     if not shelf.library.scenes(video_id):
         row_of(shelf, video_id)
     try:
-        (found,) = shelf.library.pictures(video_id, [seconds])
+        return shelf.library.pictures(video_id, seconds)
     except (LibraryError, VideoError) as error:
         raise ApiError(
             404, "this frame is not kept, and its file is away", code="file_away"
         ) from error
-    return found
 
 
 @router.head("/v1/videos/{video_id}/subtitles.vtt", include_in_schema=False)
 @router.get(
     "/v1/videos/{video_id}/subtitles.vtt",
     summary="The subtitles",
-    response_class=PlainTextResponse,
-    responses=errors(404, 422, 503),
+    response_class=Response,
+    responses=content("text/vtt") | errors(404, 422, 503),
 )
 async def subtitles(video_id: Id, request: Request, library: Library = None) -> Response:
     """As WebVTT, which every player reads; without cues where the video has no words."""

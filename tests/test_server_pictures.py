@@ -283,7 +283,7 @@ def allowed(port: int, asked: list[str] | None = None) -> Pictures:
         hosts=frozenset({f"films.example:{port}"}),
         resolve=found,
         admits=lambda address: True,
-        fetch_seconds=2.0,
+        fetch_seconds=1.0,
     )
 
 
@@ -326,7 +326,7 @@ def test_a_proxy_of_the_environment_is_not_used(
         ("moved", "answered 302: no picture"),
         ("missing", "answered 404: no picture"),
         ("large", "more than the 0.09"),
-        ("slow", "no picture within 2 s"),
+        ("slow", "no picture within 1 s"),
     ],
 )
 def test_what_gives_no_picture_is_refused(films: Running, path: str, match: str) -> None:

@@ -312,9 +312,9 @@ def serve(
     vidqa serve --library cats=~/cats --port 9000  two libraries: vidqa and vidqa:cats
     vidqa serve --host 0.0.0.0 --api-key-file keys for others too; put a proxy with TLS in front
 
-    The endpoint is http://127.0.0.1:8080/v1, the model is vidqa; /docs lists everything. vLLM is
-    started with it and kept warm. What is ingested meanwhile is found without a restart. Ctrl-C
-    lets answers finish.
+    The endpoint is http://127.0.0.1:8080/v1, the model is vidqa; /docs lists everything. Agents
+    find their tools at http://127.0.0.1:8080/mcp. vLLM is started with it and kept warm. What is
+    ingested meanwhile is found without a restart. Ctrl-C lets answers finish.
     """
     import os
 

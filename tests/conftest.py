@@ -1,5 +1,6 @@
 """What holds for every test: nothing reaches the network, nothing logs an ERROR, nothing of the
-user's own settings leaks in. Fixtures that start the real vLLM live in `engine_fixture.py`.
+user's own settings leaks in. Fixtures that start the real vLLM live in `engine_fixture.py`, those
+that start the real server in `serve_fixture.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ os.environ["VLLM_NO_USAGE_STATS"] = "1"
 for name in [name for name in os.environ if name.startswith("VIDQA_")]:
     del os.environ[name]
 
-pytest_plugins = ["engine_fixture"]
+pytest_plugins = ["engine_fixture", "serve_fixture"]
 
 
 class NetworkBlocked(Exception):
@@ -33,7 +34,7 @@ class NetworkBlocked(Exception):
 def _stays_here(address: Any) -> bool:
     if not isinstance(address, tuple):  # a Unix socket
         return True
-    host = address[0]
+    host = address[0].decode() if isinstance(address[0], bytes) else address[0]
     if host in ("", "localhost"):
         return True
     try:

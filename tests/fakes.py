@@ -73,7 +73,9 @@ class FakeEndpoint:
     fails_after: int | None = None  # sends an error event after so many pieces
     raw: bytes | None = None  # sent in place of the events
     silent_seconds: float = 0.0  # before the first event
+    lingers_seconds: float = 0.0  # after the end mark, with the connection open; until the end
     requests: list[dict[str, Any]] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
         endpoint = self
@@ -92,6 +94,7 @@ class FakeEndpoint:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -168,6 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             counts = {"prompt_tokens": 100, "completion_tokens": len(self.told.pieces)}
             self._event({"choices": [], "usage": counts})
         self.wfile.write(b"data: [DONE]\n\n")
+        self.told.ended.wait(self.told.lingers_seconds)
 
     def _event(self, event: dict[str, Any]) -> None:
         self.wfile.write(b": a comment\ndata: " + json.dumps(event).encode() + b"\n\n")

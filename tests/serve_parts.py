@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import uvicorn
 from fakes import FakeEmbedder
+from fastapi import FastAPI
 
 from vidqa.config import Settings
 from vidqa.library import Library
@@ -39,6 +40,7 @@ class Served:
     url: str
     gateway: Gateway
     http: httpx.Client
+    app: FastAPI
 
     def ready(self, state: str = "ready") -> None:
         """Waits until the engine is in that state."""
@@ -94,7 +96,7 @@ def served(
         try:
             with httpx.Client(base_url=url, timeout=20) as http:
                 until(lambda: server.started)
-                running = Served(url, gateway, http)
+                running = Served(url, gateway, http, app)
                 if wait:
                     running.ready()
                 yield running

@@ -17,6 +17,7 @@ import typer
 from conftest import REPOSITORY
 from fakes import FakeEmbedder, FakeEndpoint
 from media import make_film, shot
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vidqa.cli import app
@@ -24,7 +25,7 @@ from vidqa.command import Run, printable, verb
 from vidqa.config import SETTINGS, Settings
 from vidqa.errors import LibraryError, NothingFound
 
-VERBS = ["ingest", "search", "ask", "ls", "doctor", "demo", "eval"]
+VERBS = ["ingest", "search", "ask", "ls", "serve", "doctor", "demo", "eval"]
 ENGINE_VERBS = ["status", "start", "stop", "logs"]
 
 
@@ -57,7 +58,8 @@ def script(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "message"),
     [
         (["search", "--nope", "x"], "No such option: --nope"),
-        (["search"], "Missing argument 'QUERY'."),
+        (["ask"], "Missing argument 'QUESTION'."),
+        (["search"], "Missing argument 'QUERY'"),
         (["nope"], "No such command 'nope'."),
     ],
 )
@@ -440,6 +442,20 @@ def test_a_page_that_cannot_be_written_is_wrong_usage(library: Path, tmp_path: P
     result = vidqa("search", "red", "--html", str(tmp_path))
     assert result.exit_code == 2
     assert "--html" in result.stderr
+
+
+def test_search_finds_what_a_picture_shows(library: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48), (255, 0, 0)).save(tmp_path / "a red one.png")
+    shown = event(vidqa("search", "--image", str(tmp_path / "a red one.png"), "-k", "1", "--json"))
+    named = event(vidqa("search", "red", "-k", "1", "--json"))
+    assert shown["moments"][0]["video_id"] == named["moments"][0]["video_id"]
+
+
+def test_a_picture_that_is_none_is_wrong_usage_and_named(library: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    result = vidqa("search", "--image", str(tmp_path / "notes.txt"))
+    assert result.exit_code == 2
+    assert f"--image {tmp_path / 'notes.txt'}: " in result.stderr
 
 
 def test_search_that_finds_nothing_says_so(library: Path) -> None:

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, engine_folder: Path) -> Iterator[Settings]:
-    """The demo profile with an index of its own, and the tests' engine folder."""
+def settings(tmp_path_factory: pytest.TempPathFactory, serve_runtime: Path) -> Iterator[Settings]:
+    """The demo profile with an index of its own, and the engine that has the bundled models."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("VIDQA_RUNTIME_DIR", str(engine_folder.parent))
+    patch.setenv("VIDQA_RUNTIME_DIR", str(serve_runtime))
     index = tmp_path_factory.mktemp("playground")
     yield replace(Settings.load("demo", {}), index=index)
     patch.undo()

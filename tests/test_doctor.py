@@ -52,6 +52,13 @@ def test_missing_packages_are_mended_by_the_cpu_extra(monkeypatch: pytest.Monkey
     assert found("vLLM").mend == INSTALL_CPU
 
 
+def test_what_serving_wants_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, fastapi="1", uvicorn="2")
+    finding = found("serving")
+    assert (finding.state, finding.mend) == ("note", 'uv pip install "vidqa[serve]"')
+    assert finding.found.startswith("mcp not installed")
+
+
 def test_with_a_card_missing_packages_are_mended_by_the_gpu_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -247,7 +247,14 @@ class Endless(list[str]):
 
 
 def test_the_fields_of_sampling_reach_the_model(server: Served, endpoint: FakeEndpoint) -> None:
-    chosen = {"temperature": 0.7, "top_p": 0.5, "seed": 3, "stop": ["\n"], "max_tokens": 9}
+    chosen = {
+        "temperature": 0.7,
+        "top_p": 0.5,
+        "seed": 3,
+        "stop": ["\n"],
+        "max_tokens": 9,
+        "user": "me",
+    }
     server.ask("red", **chosen)
     asked = endpoint.requests[-1]
     assert {name: asked[name] for name in chosen} == chosen
@@ -290,7 +297,7 @@ def test_what_only_vllm_understands_is_refused(
 def test_the_model_is_asked_only_what_is_on_our_list(
     server: Served, endpoint: FakeEndpoint
 ) -> None:
-    server.ask("red", user="me", metadata={"a": "b"}, store=True)
+    server.ask("red", metadata={"a": "b"}, store=True)
     assert set(endpoint.requests[-1]) == {
         "model", "messages", "max_tokens", "temperature", "stream", "stream_options",
     }  # fmt: skip
@@ -327,6 +334,14 @@ def test_a_field_that_says_what_is_the_case_anyway_is_not(
     server: Served, field: str, value: object
 ) -> None:
     assert server.ask("red", **{field: value}).status_code == 200
+
+
+def test_a_body_that_is_no_text_is_malformed(server: Served) -> None:
+    json_of = {"Content-Type": "application/json"}
+    for path in ("chat/completions", "search", "embeddings"):
+        response = server.http.post(f"v1/{path}", content=b'{"query": "\xff"}', headers=json_of)
+        assert response.status_code == 422
+        assert "JSON in UTF-8" in error_of(response)["message"]
 
 
 def test_an_unknown_model_is_answered_as_openai_does(server: Served) -> None:
@@ -403,6 +418,17 @@ def test_a_picture_is_searched_for_and_shown_to_the_model(
     body = server.ask("", messages=messages, vidqa={"k": 1}).json()
     assert body["vidqa"]["moments"][0]["video"] == "b.mp4"
     assert "Picture of the question:" in endpoint.text
+
+
+def test_pictures_of_earlier_questions_are_not_shown_again(
+    server: Served, endpoint: FakeEndpoint
+) -> None:
+    part = {"type": "image_url", "image_url": {"url": picture((0, 0, 255))}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "blue"}, part]}
+    messages = [*[asked, {"role": "assistant", "content": "Yes [1]."}] * 5]
+    body = server.ask("", messages=[*messages, {"role": "user", "content": "red"}]).json()
+    assert body["vidqa"]["query"] == "blue red"
+    assert "Picture of the question:" not in endpoint.text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -71,6 +72,13 @@ def test_what_nobody_chose_of_the_sampling_is_left_to_the_endpoint() -> None:
     chosen = Sampling(top_p=0.5, seed=3, stop=("\n",))
     assert set(Sampling().fields()) == {"max_tokens", "temperature"}
     assert set(chosen.fields()) == {"max_tokens", "temperature", "top_p", "seed", "stop"}
+
+
+def test_an_endpoint_that_keeps_the_line_open_after_its_end_mark_is_not_waited_for() -> None:
+    with FakeEndpoint(lingers_seconds=60.0) as endpoint, VlmClient(endpoint.base_url) as client:
+        started = time.monotonic()
+        assert "".join(client.stream(QUESTION)) == "It is red [1]."
+        assert time.monotonic() - started < 30
 
 
 async def _finish_reason(endpoint: FakeEndpoint) -> str | None:
@@ -188,6 +196,19 @@ def test_a_stream_that_ends_without_a_finish_is_an_error() -> None:
 
 def test_an_error_event_in_the_answer_is_told_with_its_reason() -> None:
     assert_refused("out of memory", FakeEndpoint(pieces=["It ", "is "], fails_after=1))
+
+
+@pytest.mark.parametrize(("code", "refused"), [(400, True), (500, False)])
+def test_an_error_event_says_whether_the_request_is_at_fault(code: int, refused: bool) -> None:
+    # vLLM reads a schema for the answer after it has begun to stream.
+    raw = b'data: {"error": {"message": "Grammar error", "code": %d}}\n\n' % code
+    with (
+        FakeEndpoint(raw=raw) as endpoint,
+        VlmClient(endpoint.base_url) as client,
+        pytest.raises(EndpointError, match="Grammar error") as raised,
+    ):
+        list(client.stream(QUESTION))
+    assert raised.value.refused is refused
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_the_wheel_says_its_version_and_its_extras(wheel: Path) -> None:
         name = f"vidqa-{vidqa.__version__}.dist-info/METADATA"
         fields = Parser().parsestr(archive.read(name).decode())
     assert fields["Version"] == vidqa.__version__
-    assert set(fields.get_all("Provides-Extra") or ()) == {"cpu", "gpu", "train", "dev"}
+    assert set(fields.get_all("Provides-Extra") or ()) == {"cpu", "gpu", "serve", "train", "dev"}
 
 
 def test_the_installed_wheel_explains_itself(complete: Path) -> None:
@@ -133,3 +133,11 @@ def test_without_its_libraries_the_doctor_names_them_and_the_command(light: Path
     assert re.search(r"PROBLEM +torch +not installed", report)
     assert 'uv pip install --torch-backend=cpu "vidqa[cpu]"' in report
     assert "Traceback" not in report
+
+
+def test_without_its_libraries_the_server_names_them_and_the_command(light: Path) -> None:
+    report = run(light / "vidqa", "serve", "--config", "demo", "--json", expect=1)
+    error = json.loads(report)
+    assert error["error"] == "MissingExtra"
+    assert "fastapi" in error["message"]
+    assert error["message"].endswith('install: uv pip install "vidqa[serve]"')

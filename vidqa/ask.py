@@ -96,15 +96,17 @@ def ask(
     endpoint: VlmClient | Callable[[], VlmClient],
     options: AskOptions = DEFAULT_OPTIONS,
     *,
+    images: Sequence[QuestionImage] = (),
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Answers from the library, and says which moments the answer rests on.
 
     `endpoint` may be a function, which is called once there is something to ask. The embedder is
-    not needed with `options.whole` or `options.clip`. `on_text` is given the text as it arrives.
+    not needed with `options.whole` or `options.clip`. `images` are as in `prepare`. `on_text` is
+    given the text as it arrives.
     Raises NothingFound before any model is asked, EndpointError when the model cannot answer.
     """
-    prepared = prepare(question, library, embedder, options)
+    prepared = prepare(question, library, embedder, options, images=images)
     with prepared.watch.time("engine"):
         client = endpoint() if callable(endpoint) else endpoint
     writing = prepared.writing()
@@ -217,13 +219,12 @@ def _found(
     if embedder is None:
         raise UsageError("a search needs an embedder; without one give a whole video or a clip")
     timed = _TimedEmbedder(embedder, watch)
-    pixels = _stacked([one.pixels for one in images])
     with watch.time("search"):
         found = search(
             question,
             library,
             timed,
-            images=pixels,
+            images=[one.pixels for one in images],
             k=options.k,
             filters=options.filters,
             where=options.where,
@@ -235,12 +236,6 @@ def _found(
             moments = _with_neighbours(moments, library)
     watch.milliseconds["search"] -= watch.milliseconds["embed"]
     return select(moments, options.max_frames, options.frames_per_moment)
-
-
-def _stacked(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
-    import numpy as np
-
-    return np.stack(images) if images else None
 
 
 def _with_neighbours(moments: Sequence[Moment], library: Library) -> list[Moment]:

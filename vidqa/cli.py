@@ -39,6 +39,10 @@ VideoGlob = Annotated[
     str | None,
     typer.Option("--video", metavar="GLOB", help="Only videos whose path fits, like '*/2024/*'."),
 ]
+Images = Annotated[
+    list[Path],
+    typer.Option("--image", metavar="FILE", help="A picture of what is meant; several are mixed."),
+]
 Where = Annotated[
     str | None,
     typer.Option(
@@ -122,15 +126,19 @@ def ingest(
 @verb("k", "embedder", "device", "hub", group=app)
 def search(
     run: Run,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is to be seen.")],
+    query: Annotated[
+        str, typer.Argument(metavar="[QUERY]", help="What is to be seen.", show_default=False)
+    ] = "",
+    images: Images = [],  # noqa: B006  typer reads it, nobody changes it
     video: VideoGlob = None,
     where: Where = None,
     html: Html = None,
 ) -> None:
-    """Find the moments that look like QUERY, best first.
+    """Find the moments that look like QUERY, like a picture, or like both, best first.
 
     \b
     vidqa search "a red car at night"
+    vidqa search --image car.jpg                      the same car; add words to turn it
     vidqa search "goal" -k 20 --html goals.html       look through them in a browser
     vidqa search "snow" --where "duration_seconds > 600"
     """
@@ -138,18 +146,28 @@ def search(
     from vidqa.report import of_search, page
     from vidqa.search import search as find
     from vidqa.types import Filters
-    from vidqa.wiring import open_library, with_pictures
+    from vidqa.wiring import open_library, question_images, with_pictures
 
+    if not query.strip() and not images:
+        raise UsageError("Missing argument 'QUERY': say what is to be seen, or show it by --image")
     library, embedder = open_library(run.settings)
-    filters = Filters(video=video)
-    moments = find(query, library, embedder, k=run.settings.k, filters=filters, where=where)
+    moments = find(
+        query,
+        library,
+        embedder,
+        images=[one.pixels for one in question_images(images, run.settings, embedder.spec)],
+        k=run.settings.k,
+        filters=Filters(video=video),
+        where=where,
+    )
     if run.json:
         run.emit({"query": query, "moments": [moment_json(one) for one in moments]})
     elif moments:
         run.say("\n".join(moment_lines(moments)))
     if html is not None and moments:
         shown = with_pictures(moments, library, run.settings.frames_per_moment)
-        write_page(html, page(query, [of_search(query, shown)]))
+        title = query or ", ".join(file.name for file in images)
+        write_page(html, page(title, [of_search(title, shown)]))
         run.note(f"pictures: {html}")
     if not moments:
         run.found_nothing("nothing in the library fits; loosen --video or --where, or see vidqa ls")
@@ -174,6 +192,7 @@ def search(
 def ask(
     run: Run,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="In your own words.")],
+    images: Images = [],  # noqa: B006
     video: VideoGlob = None,
     where: Where = None,
     whole: Annotated[
@@ -202,7 +221,7 @@ def ask(
     from vidqa.output import answer_json, citation_lines, write_page
     from vidqa.report import of_answer, page
     from vidqa.types import Filters
-    from vidqa.wiring import ask_options, connect, open_library, with_pictures
+    from vidqa.wiring import ask_options, connect, open_library, question_images, with_pictures
 
     options = ask_options(run.settings, filters=Filters(video=video), where=where, whole=whole)
     library, embedder = open_library(run.settings, on_demand=whole is not None)
@@ -213,6 +232,7 @@ def ask(
         embedder,
         lambda: connect(run.settings, run.note),
         options,
+        images=question_images(images, run.settings, embedder.spec),
         on_text=run.write if streams else None,
     )
     if run.json:
@@ -318,6 +338,9 @@ def serve(
     """
     import os
 
+    from vidqa.server import check_extra
+
+    check_extra()
     from vidqa.server.keys import read_keys
     from vidqa.server.run import ServeOptions
     from vidqa.server.run import serve as serve_library

@@ -25,6 +25,7 @@ State = Literal["ok", "note", "problem"]
 
 INSTALL_CPU = 'uv pip install --torch-backend=cpu "vidqa[cpu]"'
 INSTALL_GPU = 'uv pip install "vidqa[gpu]"'
+INSTALL_SERVE = 'uv pip install "vidqa[serve]"'
 
 OLDEST_PYTHON, NEXT_PYTHON = (3, 11), (3, 14)
 HUB_TIMEOUT_SECONDS = 3.0
@@ -53,6 +54,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         _libraries,
         _ffmpeg,
         _vllm,
+        _serving,
         _disk,
         _hub,
         _models,
@@ -181,6 +183,16 @@ def _vllm(settings: Settings) -> Iterator[Finding]:
         yield Finding("vLLM", "problem", found, mend)
     else:
         yield Finding("vLLM", "ok", present[0])
+
+
+def _serving(settings: Settings) -> Iterator[Finding]:
+    versions = {name: installed(name) for name in ("fastapi", "uvicorn", "mcp")}
+    missing = [name for name, version in versions.items() if not version]
+    if missing:
+        found = f"{', '.join(missing)} not installed; `vidqa serve` and `vidqa mcp` want them"
+        yield Finding("serving", "note", found, INSTALL_SERVE)
+    else:
+        yield Finding("serving", "ok", ", ".join(f"{name} {versions[name]}" for name in versions))
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ Nothing here decodes; pictures are the caller's to ask for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ def search(
     library: Library,
     embedder: Embedder,
     *,
-    images: NDArray[np.uint8] | None = None,
+    images: Sequence[NDArray[np.uint8]] = (),
     k: int = 5,
     filters: Filters | None = None,
     where: str | None = None,
@@ -57,21 +58,22 @@ def search(
 
 
 def query_vector(
-    query: str, images: NDArray[np.uint8] | None, embedder: Embedder
+    query: str, images: Sequence[NDArray[np.uint8]], embedder: Embedder
 ) -> NDArray[np.float32]:
     """What is compared with the frames: float32 (D,), L2-normalised.
 
     It is the normalised sum of the unit vectors of the text, unless that is blank, and of each
-    image; `images` is uint8 (N, H, W, 3) RGB at the size in `embedder.spec`.
+    image; these are uint8 (H, W, 3) RGB at the size in `embedder.spec`.
     """
     high, wide = embedder.spec.image_height, embedder.spec.image_width
-    if images is not None and (images.shape[1:] != (high, wide, 3) or images.dtype != np.uint8):
-        raise ValueError(
-            f"images are {images.dtype} {images.shape}; uint8 (N, {high}, {wide}, 3) is needed"
-        )
+    for one in images:
+        if one.shape != (high, wide, 3) or one.dtype != np.uint8:
+            raise ValueError(
+                f"an image is {one.dtype} {one.shape}; uint8 ({high}, {wide}, 3) is needed"
+            )
     parts = [
         *([embedder.embed_texts([query])] if query.strip() else []),
-        *([embedder.embed_images(images)] if images is not None and len(images) else []),
+        *([embedder.embed_images(np.stack(images))] if len(images) else []),
     ]
     if not parts:
         raise UsageError("the query is empty; say what is to be seen")

@@ -1,5 +1,6 @@
 """An image from a client: read with suspicion, then seen as a frame of a video would be.
 
+    question_image(data, spec, max_pixels=25_000_000)  all of it
     image = read_image(data, max_pixels=25_000_000)    RGB, upright
     for_embedder(image, spec)                          uint8 (H, W, 3), as the embedder sees frames
     for_model(image)                                   JPEG, as the answering model is shown frames
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vidqa.errors import UsageError
 from vidqa.pictures import Scaler, Views, encode_jpeg, fine, picture_size
-from vidqa.types import EmbedderSpec
+from vidqa.types import EmbedderSpec, QuestionImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 # A longer strip would be scaled to a monstrous size before its centre is cut out.
 MAX_ASPECT = 50
+
+
+def question_image(data: bytes, spec: EmbedderSpec, *, max_pixels: int) -> QuestionImage:
+    """A picture that belongs to a query, as search and the model take it; see `read_image`."""
+    image = read_image(data, max_pixels=max_pixels)
+    return QuestionImage(for_embedder(image, spec), for_model(image))
 
 
 def read_image(data: bytes, *, max_pixels: int) -> Image:

@@ -23,7 +23,7 @@ import ipaddress
 import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
@@ -40,6 +40,7 @@ CONNECT_SECONDS = 10.0
 # model on two cores reads some 20 tokens a second.
 READ_SECONDS = 600.0
 
+_DRAIN_SECONDS = 1.0
 _MAX_REASON_CHARACTERS = 300
 _TOO_LONG = ("context length", "maximum context", "too long", "max_model_len", "context_length")
 
@@ -60,7 +61,7 @@ class TokenCount:
 class Sampling:
     """How the answer is drawn, in OpenAI's terms; None and () leave it to the endpoint.
 
-    `response_format` is OpenAI's object of that name.
+    `response_format` is OpenAI's object of that name, `user` is for the endpoint's own records.
     """
 
     max_tokens: int = 512
@@ -69,6 +70,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     response_format: Mapping[str, Any] | None = None
+    user: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """What a request says of it."""
@@ -78,6 +80,7 @@ class Sampling:
             "seed": self.seed,
             "stop": list(self.stop) or None,
             "response_format": self.response_format,
+            "user": self.user,
         }
         return fields | {name: value for name, value in optional.items() if value is not None}
 
@@ -212,6 +215,7 @@ class AsyncVlmClient:
                     continue  # blank lines, comments and fields that no chat endpoint uses
                 data = line.removeprefix("data:").strip()
                 if data == "[DONE]":
+                    await _drain(lines)
                     return
                 yield self._parsed(data)
 
@@ -223,7 +227,8 @@ class AsyncVlmClient:
                 return _event(event)
         except (ValueError, TypeError, AttributeError) as problem:
             raise self._nonsense("an event of an answer", data) from problem
-        raise EndpointError(f"{self.base_url}: {_reason_in(event)}")
+        code = error.get("code") if isinstance(error, dict) else None
+        raise EndpointError(f"{self.base_url}: {_reason_in(event)}", refused=code in (400, 422))
 
     async def _check(self, response: httpx.Response, body: Mapping[str, Any]) -> None:
         status = response.status_code
@@ -264,6 +269,14 @@ class AsyncVlmClient:
             f"{self.base_url} sent {_short(got)!r} where {wanted} was due; is this the address of "
             "an OpenAI-compatible endpoint?"
         )
+
+
+async def _drain(lines: AsyncIterator[str]) -> None:
+    """Reads what follows the end mark, which is nothing, so that the connection is used again."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for _ in lines:
+                pass
 
 
 class Reply:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidqa.config import Settings
-from vidqa.errors import LibraryError
+from vidqa.errors import LibraryError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vidqa.engine import EngineOptions
     from vidqa.ingest import IngestOptions
     from vidqa.library import Library
-    from vidqa.types import EmbedderSpec, Moment, Picture, ShownMoment
+    from vidqa.types import EmbedderSpec, Moment, Picture, QuestionImage, ShownMoment
     from vidqa.vlm import VlmClient
 
 OnStage = Callable[[str], None]
@@ -168,6 +168,26 @@ def connect(settings: Settings, on_stage: OnStage = lambda stage: None) -> VlmCl
 
     found = endpoint(settings, on_stage)
     return VlmClient(found.base_url, found.api_key, found.model)
+
+
+def question_images(
+    files: Sequence[Path], settings: Settings, spec: EmbedderSpec
+) -> list[QuestionImage]:
+    """Pictures of the user's that belong to a query. Raises UsageError, with the file's name."""
+    from vidqa.stills import question_image
+
+    images = []
+    for file in files:
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"--image {file}: {error.strerror}") from error
+        try:
+            limit = int(settings.max_image_megapixels * 1e6)
+            images.append(question_image(data, spec, max_pixels=limit))
+        except UsageError as error:
+            raise UsageError(f"--image {file}: {error}") from error
+    return images
 
 
 def with_pictures(

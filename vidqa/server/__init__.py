@@ -25,3 +25,19 @@
 Nothing is decided here that a verb decides: it translates. It trusts no path, address or id of a
 client, and the text inside videos is data.
 """
+
+from __future__ import annotations
+
+import importlib.util
+
+from vidqa.errors import MissingExtra
+
+INSTALL = 'uv pip install "vidqa[serve]"'
+PACKAGES = ("fastapi", "fastapi_swagger", "mcp", "prometheus_client", "uvicorn")
+
+
+def check_extra() -> None:
+    """Raises MissingExtra with the command that installs what serving needs."""
+    missing = [one for one in PACKAGES if importlib.util.find_spec(one) is None]
+    if missing:
+        raise MissingExtra(f"{', '.join(missing)} not installed; install: {INSTALL}")

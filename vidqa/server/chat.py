@@ -87,7 +87,8 @@ class Exchange:
         if adapter is not None and adapter not in gateway.adapters:
             there = ", ".join(gateway.adapters) or "none"
             raise ApiError(404, f"no adapter {adapter!r}; there are: {there}", param="adapter")
-        images = [url for message in body.messages for url in message.images()]
+        # Those of earlier questions were shown with these.
+        images = body.messages[-1].images()
         if len(images) > gateway.settings.max_images:
             raise ApiError(
                 422, f"{len(images)} pictures; {gateway.settings.max_images} are allowed"
@@ -100,7 +101,7 @@ class Exchange:
             body.turns(),
             shelf,
             options_of(gateway, body),
-            images[-gateway.settings.max_images :],
+            images,
             adapter,
         )
         self._head = {
@@ -259,6 +260,7 @@ def options_of(gateway: Gateway, body: ChatRequest) -> AskOptions:
         top_p=body.top_p,
         seed=body.seed,
         stop=body.stops(),
+        user=body.user,
         response_format=(
             form.model_dump(exclude_none=True) if form and form.type != "text" else None
         ),

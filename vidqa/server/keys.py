@@ -30,7 +30,9 @@ COOKIE_SECONDS = 12 * 3600
 NOBODY = "-"  # who asks a server that has no keys
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-_KEY = re.compile(r"[\x21-\x7e]+")
+# No comma, which stands between the keys of the variable.
+_KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]+")
+_SECONDS = re.compile(r"[0-9]{1,12}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Keys:
         """Whose cookie it is; None when it is forged, too old, or of a key that is gone."""
         name, _, rest = value.rpartition(".")[0].rpartition(".")
         signature = value.rpartition(".")[2]
-        if not rest.isascii() or not rest.isdigit() or name not in self.by_name:
+        if not _SECONDS.fullmatch(rest) or name not in self.by_name:
             return None
         if not hmac.compare_digest(signature.encode(), self._signature(name, int(rest)).encode()):
             return None
@@ -83,42 +85,54 @@ def _digest(key: bytes) -> bytes:
 
 
 def read_keys(flags: Iterable[str], environ: Mapping[str, str], file: Path | None) -> Keys:
-    """All keys of a server. Raises UsageError for one that is malformed, without showing it."""
+    """All keys of a server. Raises UsageError for one that is malformed, without showing it.
+
+    Who names a file or gives a flag means to have a key: one that is empty is an error as well.
+    """
     file = file or (Path(environ[FILE_VARIABLE]) if environ.get(FILE_VARIABLE) else None)
-    found: dict[str, str] = {}
-    for where, text in (
+    given = [
         *(("--api-key", one) for one in flags),
-        *((VARIABLE, one) for one in environ.get(VARIABLE, "").split(",")),
-        *((str(file), one) for one in (_lines(file) if file else ())),
-    ):
-        if text.strip():
-            name, key = _named(text.strip(), where)
-            if found.setdefault(name, key) != key:
-                raise UsageError(
-                    f"{where}: two keys named {name}; write NAME:KEY to tell them apart"
-                )
+        *((VARIABLE, one) for one in environ.get(VARIABLE, "").split(",") if one.strip()),
+        *(_lines(file) if file else ()),
+    ]
+    found: dict[str, str] = {}
+    for where, text in given:
+        name, key = _named(text.strip(), where)
+        if found.setdefault(name, key) != key:
+            raise UsageError(f"{where}: two keys named {name}; write NAME:KEY to tell them apart")
     return Keys(found)
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path) -> list[tuple[str, str]]:
+    """Where each key of a file stands, and what stands there."""
     try:
-        text = file.read_text("utf-8")
+        lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"--api-key-file {file}: {reason}") from error
-    return [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    found = [
+        (f"{file}, line {number}", line)
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not found:
+        raise UsageError(f"--api-key-file {file}: holds no key; write one [NAME:]KEY a line")
+    return found
 
 
 def _named(text: str, where: str) -> tuple[str, str]:
+    """No part of a malformed one is shown: it may be the key that stands before the colon."""
     name, colon, key = text.partition(":")
     if not colon:
         name, key = "default", text
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{where}: a key's name is 1 to 40 letters, digits, dots, - or _")
+        raise UsageError(
+            f"{where}: a key is written NAME:KEY, its name 1 to 40 letters, digits, dots, - or _"
+        )
     if not _KEY.fullmatch(key) or len(key) < MIN_KEY_CHARACTERS:
         raise UsageError(
-            f"{where}: the key {name} has {len(key)} characters; at least {MIN_KEY_CHARACTERS} of "
-            "printable ASCII are needed, as from openssl rand -hex 16"
+            f"{where}: this key has {len(key)} characters; at least {MIN_KEY_CHARACTERS} of "
+            "printable ASCII without a comma are needed, as from openssl rand -hex 16"
         )
     return name, key
 

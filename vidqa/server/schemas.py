@@ -35,7 +35,7 @@ IGNORED = frozenset(
     {
         "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key",
         "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "service_tier",
-        "store", "user", "verbosity", "reasoning_effort",
+        "store", "verbosity", "reasoning_effort",
     }
 )  # fmt: skip
 """Fields that are accepted and change nothing here."""
@@ -224,6 +224,7 @@ class ChatRequest(BaseModel):
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     response_format: ResponseFormat | None = None
+    user: Annotated[str, StringConstraints(max_length=200)] | None = None
     vidqa: VidqaFields = Field(default_factory=VidqaFields)
 
     @model_validator(mode="after")

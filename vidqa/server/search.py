@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 
 from vidqa.search import query_vector, search_vector
@@ -19,12 +18,13 @@ from vidqa.server.state import errors, gateway_of, pictures_of, root_of
 from vidqa.types import Moment, QuestionImage
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 router = APIRouter(tags=["search"])
 
 
-@router.post("/v1/search", summary="Find moments", responses=errors(404, 413, 422, 429, 503))
+@router.post("/v1/search", summary="Find moments", responses=errors(400, 404, 413, 422, 429, 503))
 async def search(body: SearchRequest, request: Request) -> dict[str, Any]:
     """The k moments that look like a text, a picture, or both, best first."""
     gateway, shelf = gateway_of(request), gateway_of(request).shelf(body.library)
@@ -61,8 +61,7 @@ async def find(gateway: Gateway, pictures: Pictures, shelf: Shelf, body: SearchR
 def _found(shelf: Shelf, body: SearchRequest, images: Sequence[QuestionImage]) -> Found:
     found = Found()
     started = time.perf_counter()
-    pixels = np.stack([one.pixels for one in images]) if images else None
-    vector = query_vector(body.query, pixels, shelf.embedder)
+    vector = query_vector(body.query, [one.pixels for one in images], shelf.embedder)
     embedded = time.perf_counter()
     found.moments = search_vector(vector, shelf.library, k=body.k, filters=body.filters.record())
     if body.heat:

@@ -18,7 +18,8 @@ export function readAddress() {
 const inAddress = { video: null, t: null, q: null };
 
 function address(values) {
-  const kept = Object.entries({ ...values, library: currentLibrary() }).filter(([, value]) => value !== null && value !== "");
+  const all = Object.entries({ ...values, library: currentLibrary() });
+  const kept = all.filter(([, value]) => value !== null && value !== "");
   const search = new URLSearchParams(kept).toString();
   return search ? `./?${search}` : "./";
 }
@@ -37,20 +38,21 @@ export const addressTime = (seconds) => String(Math.ceil(seconds * 100 - 1e-6) /
 export const momentLink = (video, seconds) =>
   new URL(address({ video, t: addressTime(seconds) }), document.baseURI).href;
 
-export async function copyLink(video, seconds) {
-  const link = momentLink(video, seconds);
+export const copyLink = (video, seconds) => copy(momentLink(video, seconds), "link_copied");
+
+export async function copy(text, remark) {
   try {
-    await navigator.clipboard.writeText(link);
+    await navigator.clipboard.writeText(text);
   } catch {
     // Without https (or permission) there is no clipboard but this one.
     const field = document.createElement("textarea");
-    field.value = link;
+    field.value = text;
     document.body.append(field);
     field.select();
     document.execCommand("copy");
     field.remove();
   }
-  toast("link_copied");
+  toast(remark);
 }
 
 on("player-closed", () => writeAddress({ video: null, t: null }));

@@ -8,9 +8,10 @@ let library = null;
 let askForKey = async () => false;
 
 export class ApiError extends Error {
-  constructor(status, message, retrySeconds = null) {
+  constructor(status, message, { code = null, retrySeconds = null } = {}) {
     super(message);
     this.status = status;
+    this.code = code;
     this.retrySeconds = retrySeconds;
   }
 }
@@ -27,7 +28,8 @@ export function path(route, query = {}) {
   return search ? `${route}?${search}` : route;
 }
 
-export const frameUrl = (videoId, seconds) => path(`v1/frames/${encodeURIComponent(videoId)}/${seconds.toFixed(2)}.jpg`);
+export const frameUrl = (videoId, seconds) =>
+  path(`v1/frames/${encodeURIComponent(videoId)}/${seconds.toFixed(2)}.jpg`);
 export const videoUrl = (videoId, what = "", query = {}) =>
   path(`v1/videos/${encodeURIComponent(videoId)}${what}`, query);
 export const clipUrl = (videoId, start, end) =>
@@ -62,7 +64,10 @@ async function errorOf(response) {
 function errorFrom(status, body, retryAfter = null) {
   const said = body?.error?.message;
   const fallback = status === 413 ? t("error_too_large") : t("error_status", { status });
-  return new ApiError(status, said || fallback, retryAfter === null ? null : Number(retryAfter) || 2);
+  return new ApiError(status, said || fallback, {
+    code: body?.error?.code ?? null,
+    retrySeconds: retryAfter === null ? null : Number(retryAfter) || 2,
+  });
 }
 
 let asking = null;
@@ -118,7 +123,8 @@ function parsed(text) {
 
 /** The events of a streamed chat completion, until [DONE]; a failure in mid-stream throws. */
 export async function* chat(body, signal) {
-  const response = await request("v1/chat/completions", { method: "POST", body: { ...body, stream: true }, signal });
+  const streamed = { method: "POST", body: { ...body, stream: true }, signal };
+  const response = await request("v1/chat/completions", streamed);
   let whole = false;
   for await (const data of sse(response)) {
     if (data === "[DONE]") {

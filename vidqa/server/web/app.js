@@ -37,6 +37,8 @@ function visit(back = false) {
   else player.close();
 }
 
+// The cookie for pictures and videos lasts half a day; a page may stay open for longer.
+setInterval(openMedia, 6 * 3600 * 1000);
 addEventListener("popstate", () => visit(true));
 on("library", () => player.close());
 

@@ -2,7 +2,7 @@
 // no number: those belong to the sources of an answer, which are counted apart.
 
 import { emit } from "./bus.js";
-import { h, picture } from "./dom.js";
+import { h, iconButton, picture } from "./dom.js";
 import { range } from "./format.js";
 import { copyLink } from "./address.js";
 
@@ -22,22 +22,53 @@ export function momentCard(moment, best) {
     h("div", { class: "card-text" },
       h("span", { class: "video-name", title: moment.video }, moment.video),
       h("span", { class: "times" }, time),
-      h("span", { class: "score", hint: "score_hint" }, h("span", { class: "meter", "aria-hidden": "true" }, fill), moment.score.toFixed(3)),
+      h("span", { class: "score", hint: "score_hint" },
+        h("span", { class: "meter", "aria-hidden": "true" }, fill), moment.score.toFixed(3)),
       moment.texts.length ? h("q", {}, moment.texts.map((text) => text.text).join(" ")) : null),
     h("div", { class: "card-tools" },
-      h("button", { class: "icon", icon: "bubble", label: "ask_moment", hint: "ask_moment", on: { click: () => askAbout(moment) } }),
-      h("button", { class: "icon", icon: "link", label: "copy_link", hint: "copy_link", on: { click: () => copyLink(moment.video_id, start) } })));
+      iconButton("bubble", "ask_moment", () => askAbout(moment), "icon"),
+      iconButton("link", "copy_link", () => copyLink(moment.video_id, start), "icon")));
 }
 
-export function askAbout(moment) {
-  emit("scope", { kind: "clip", videoId: moment.video_id, video: moment.video, start: moment.start_seconds, end: moment.end_seconds });
+function askAbout({ video_id: videoId, video, start_seconds: start, end_seconds: end }) {
+  emit("scope", { kind: "clip", videoId, video, start, end });
+}
+
+/** What stands where cards will be. */
+export function skeletonCards(count = 8) {
+  const bones = Array.from({ length: count }, () =>
+    h("li", { class: "card skeleton" }, h("span", { class: "frames" }), h("div", { class: "card-text" })));
+  return h("ul", { class: "cards", "aria-hidden": "true" }, ...bones);
+}
+
+let shape = 16 / 9;
+
+/** Places for pictures take the shape that most videos of the library have. */
+export function takeShape(videos) {
+  const counts = new Map();
+  for (const { width, height } of videos) {
+    const one = Math.round((20 * width) / height) / 20;
+    counts.set(one, (counts.get(one) ?? 0) + 1);
+  }
+  const [most] = [...counts].sort((a, b) => b[1] - a[1])[0] ?? [shape];
+  shape = Math.min(Math.max(most, 4 / 3), 16 / 9);
+  document.documentElement.style.setProperty("--shape", shape);
+}
+
+/** A picture of quite another shape is shown whole, with room beside it. */
+export function fitShape(image) {
+  image.addEventListener("load", () => {
+    const own = image.naturalWidth / image.naturalHeight;
+    image.classList.toggle("whole", Math.abs(own / shape - 1) > 0.15);
+  });
+  return image;
 }
 
 /** The middle frame at rest; moving across the picture leafs through all of them. */
 function frames(moment) {
   const urls = moment.thumbnail_urls;
   const rest = Math.floor(urls.length / 2);
-  const image = picture(urls[rest], "");
+  const image = fitShape(picture(urls[rest], ""));
   const ticks = h("span", { class: "ticks" }, ...urls.map(() => h("i")));
   const box = h("span", { class: "frames" }, image, urls.length > 1 ? ticks : null);
   let shown = rest;
@@ -51,7 +82,8 @@ function frames(moment) {
   box.addEventListener("pointerenter", () => urls.forEach((url) => (new Image().src = url)), { once: true });
   box.addEventListener("pointermove", (event) => {
     const place = box.getBoundingClientRect();
-    show(Math.min(urls.length - 1, Math.max(0, Math.floor(((event.clientX - place.left) / place.width) * urls.length))));
+    const at = Math.floor(((event.clientX - place.left) / place.width) * urls.length);
+    show(Math.min(urls.length - 1, Math.max(0, at)));
   });
   box.addEventListener("pointerleave", () => show(rest));
   return [box];

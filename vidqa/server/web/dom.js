@@ -28,6 +28,12 @@ export function h(tag, properties = {}, ...children) {
   return node;
 }
 
+/** A button that is its icon; `key` says what it does, to the ear and under the pointer. */
+export const iconButton = (name, key, click, kind = "plain icon") =>
+  h("button", { class: kind, icon: name, label: key, hint: [key].flat()[0], on: { click } });
+
+export const textButton = (key, click, kind = "plain") => h("button", { class: kind, say: key, on: { click } });
+
 export const byId = (id) => document.getElementById(id);
 
 /** An image that is not there leaves a calm, empty place. */

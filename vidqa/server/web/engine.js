@@ -33,13 +33,16 @@ async function refresh() {
   const names = info.libraries.map((library) => library.name);
   if (currentLibrary() !== null && !names.includes(currentLibrary())) useLibrary(null);
   fill(byId("libraries"), names, libraryName());
-  fill(byId("models"), info.models, byId("models").value || info.models[0]);
+  // `vidqa:holidays` is `vidqa` asking another library, which is chosen apart.
+  const models = info.models.filter((name) => !name.includes(":"));
+  fill(byId("models"), models, byId("models").value || models[0]);
   show(info.engine);
 }
 
 function fill(select, names, chosen) {
   const before = [...select.options].map((option) => option.value);
-  if (before.join("\n") !== names.join("\n")) select.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+  if (before.join("\n") !== names.join("\n"))
+    select.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
   select.value = chosen;
   select.hidden = names.length < 2;
 }

@@ -2,7 +2,7 @@
 // "ask about this" sets. What is set stands below the box as chips.
 
 import { emit, on } from "./bus.js";
-import { byId, debounce, h } from "./dom.js";
+import { byId, debounce, h, iconButton } from "./dom.js";
 import { range } from "./format.js";
 import { sayAttribute } from "./i18n.js";
 
@@ -47,9 +47,14 @@ function changed() {
 
 function showChips() {
   const chip = (key, values, drop) => h("li", {}, h("span", { say: [key, values] }),
-    h("button", { class: "icon", icon: "close", label: "remove", on: { click: () => { drop(); changed(); byId("query").focus(); } } }));
+    iconButton("close", "remove", () => {
+      drop();
+      changed();
+      byId("query").focus();
+    }, "icon"));
   const set = fields.filter((field) => field.value.trim());
-  const chips = set.map((field) => chip(`chip_${field.name}`, { value: field.value.trim() }, () => (field.value = "")));
+  const chips = set.map((field) =>
+    chip(`chip_${field.name}`, { value: field.value.trim() }, () => (field.value = "")));
   if (scope) {
     const values = { video: scope.video, time: scope.kind === "clip" ? range(scope.start, scope.end) : "" };
     chips.unshift(chip(`chip_${scope.kind}`, values, () => setScope(null)));

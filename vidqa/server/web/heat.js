@@ -83,6 +83,19 @@ function repaint() {
 const sizes = new ResizeObserver((entries) => entries.forEach(({ target }) => target.paint()));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 
+/** Many are drawn faintly, and none where it would touch its neighbour. */
+function marks(pen, places, colour, high) {
+  pen.fillStyle = colour;
+  pen.globalAlpha = Math.min(1, Math.max(0.35, pen.canvas.clientWidth / ((places.length || 1) * 12)));
+  let last = -Infinity;
+  for (const place of places) {
+    if (place - last < 4) continue;
+    pen.fillRect(place - 0.5, 0, 1, high);
+    last = place;
+  }
+  pen.globalAlpha = 1;
+}
+
 function paint(canvas, what) {
   const { clientWidth: wide, clientHeight: high } = canvas;
   if (!wide || !high) return;
@@ -110,8 +123,8 @@ function paint(canvas, what) {
   }
   pen.globalAlpha = 1;
   for (const moment of what.moments ?? []) {
-    pen.fillRect(x(moment.start_seconds) + 0.5, high - 2, Math.max(x(moment.end_seconds) - x(moment.start_seconds) - 1, 2), 2);
+    const left = x(moment.start_seconds) + 0.5;
+    pen.fillRect(left, high - 2, Math.max(x(moment.end_seconds) - 0.5 - left, 2), 2);
   }
-  pen.fillStyle = colour("--mark");
-  for (const scene of (what.scenes ?? []).slice(1)) pen.fillRect(x(scene.start_seconds) - 0.5, 0, 1, high);
+  marks(pen, (what.scenes ?? []).slice(1).map((scene) => x(scene.start_seconds)), colour("--mark"), high);
 }

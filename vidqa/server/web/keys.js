@@ -15,7 +15,8 @@ const SHORTCUTS = [
 const inField = (event) => event.target.closest("input, textarea, select");
 
 addEventListener("keydown", (event) => {
-  if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) return;
+  if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (document.querySelector("dialog[open]")) return;
   if (event.key === "Escape") escape(event);
   else if (inField(event)) return;
   else if (event.key === "/") {

@@ -2,9 +2,9 @@
 
 import { json, path } from "./api.js";
 import { emit, on } from "./bus.js";
-import { roving } from "./cards.js";
+import { fitShape, roving, skeletonCards, takeShape } from "./cards.js";
 import { confirmDelete } from "./delete.js";
-import { byId, h, picture } from "./dom.js";
+import { byId, h, iconButton, picture, textButton } from "./dom.js";
 import { filters } from "./filters.js";
 import { clock } from "./format.js";
 
@@ -20,20 +20,29 @@ let shown = PAGE;
 let listing = null;
 
 export async function refresh() {
-  if (!listing) section.replaceChildren(bones());
+  if (!listing) section.replaceChildren(skeletonCards());
   try {
-    listing = await json(path("v1/videos"));
+    listing = await all();
+    takeShape(listing.data);
     render();
   } catch (error) {
     listing = null;
     section.replaceChildren(h("div", { class: "empty", role: "alert" },
-      h("h2", { say: "library_failed" }), h("p", {}, error.message), h("button", { class: "plain", say: "try_again", on: { click: refresh } })));
+      h("h2", { say: "library_failed" }), h("p", {}, error.message), textButton("try_again", refresh)));
   }
+}
+
+async function all() {
+  const whole = await json(path("v1/videos"));
+  for (let page = whole; page.has_more; whole.data.push(...page.data))
+    page = await json(path("v1/videos", { after: page.data.at(-1).id }));
+  return whole;
 }
 
 function render() {
   const { data, failures } = listing;
-  section.replaceChildren(...(data.length ? filled(data) : [nothing()]), ...(failures.length ? [failed(failures)] : []));
+  const parts = data.length ? filled(data) : [nothing()];
+  section.replaceChildren(...parts, failures.length ? failed(failures) : "");
 }
 
 function filled(data) {
@@ -41,55 +50,60 @@ function filled(data) {
   const seconds = sorted.reduce((sum, video) => sum + video.duration_seconds, 0);
   const list = h("ul", { class: "cards videos" }, ...sorted.slice(0, shown).map(card));
   roving(list);
-  const choice = h("select", { label: "order", on: { change: () => { order = choice.value; render(); } } },
-    ...Object.keys(ORDERS).map((name) => h("option", { value: name, selected: name === order, say: `order_${name}` })));
-  const more = sorted.length > shown
-    ? [h("button", { class: "plain more", say: ["more_videos", { n: sorted.length - shown }], on: { click: () => { shown += PAGE; render(); } } })] : [];
-  return [
-    h("div", { class: "section-head" }, h("h2", { say: ["library_size", { n: sorted.length, length: clock(seconds) }] }), choice),
-    list, ...more,
-  ];
+  const reorder = () => {
+    order = choice.value;
+    render();
+  };
+  const choice = h("select", { label: "order", on: { change: reorder } },
+    ...Object.keys(ORDERS).map((name) =>
+      h("option", { value: name, selected: name === order, say: `order_${name}` })));
+  const size = h("h2", { say: ["library_size", { n: sorted.length, length: clock(seconds) }] });
+  const rest = sorted.length - shown;
+  const showMore = () => {
+    shown += PAGE;
+    render();
+  };
+  const more = rest > 0 ? textButton(["more_videos", { n: rest }], showMore, "plain more") : "";
+  return [h("div", { class: "section-head" }, size, choice), list, more];
 }
 
 /** The filters of the form as far as the list tells; what is said in a video, only a search can. */
-function fits({ video: pattern, min_seconds: shortest = 0, max_seconds: longest = Infinity, after = "", before = "" }) {
-  const name = pattern && new RegExp(`^${pattern.replace(/[.+^${}()|\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".")}$`, "i");
+function fits({ video, min_seconds: shortest = 0, max_seconds: longest = Infinity, after = "", before = "" }) {
+  const pattern = video?.replace(/[.+^${}()|\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".");
+  const name = pattern && new RegExp(`^${pattern}$`, "i");
   return (video) => (!name || name.test(video.video))
     && shortest <= video.duration_seconds && video.duration_seconds <= longest
     && after <= video.ingested_at && (!before || video.ingested_at < before);
 }
 
 function card(video) {
-  const away = video.state !== "ready";
+  const away = { "file away": "file_away", "file changed": "file_changed" }[video.state];
+  const about = () => emit("scope", { kind: "video", videoId: video.id, video: video.video });
   return h("li", { class: "card", data: { video: video.id } },
     h("button", {
       class: "card-open", label: ["open_video", { video: video.video }],
       on: { click: () => emit("play", { videoId: video.id, cue: true }) },
-    }, h("span", { class: "frames" }, picture(video.thumbnail_url, ""), h("span", { class: "length times" }, clock(video.duration_seconds)))),
+    }, h("span", { class: "frames" }, fitShape(picture(video.thumbnail_url, "")),
+      h("span", { class: "length times" }, clock(video.duration_seconds)))),
     h("div", { class: "card-text" },
       h("span", { class: "video-name", title: video.video }, video.video),
       h("span", { class: "times", say: ["scenes", { n: video.scenes }] }),
-      away ? h("span", { class: "state-away", say: video.state === "file away" ? "file_away" : "file_changed" }) : null),
+      away && h("span", { class: "state-away", say: away })),
     h("div", { class: "card-tools" },
-      h("button", { class: "icon", icon: "bubble", label: "ask_video", hint: "ask_video", on: { click: () => emit("scope", { kind: "video", videoId: video.id, video: video.video }) } }),
-      h("button", { class: "icon", icon: "bin", label: ["delete_label", { video: video.video }], hint: "delete", on: { click: () => confirmDelete(video) } })));
+      iconButton("bubble", "ask_video", about, "icon"),
+      iconButton("bin", ["delete_label", { video: video.video }], () => confirmDelete(video), "icon")));
 }
 
 function nothing() {
   return h("div", { class: "empty first" },
     h("h2", { say: "empty_library" }), h("p", { say: "empty_library_next" }),
-    h("button", { class: "primary", icon: "plus", on: { click: () => byId("add-files").click() } }, h("span", { say: "add_videos" })),
+    textButton("add_videos", () => byId("add-files").click(), "primary"),
     h("p", { class: "soft" }, h("span", { say: "empty_library_cli" }), " ", h("code", {}, "vidqa ingest FOLDER")));
 }
 
 function failed(failures) {
   return h("details", { class: "failures" }, h("summary", { say: ["failures", { n: failures.length }] }),
     h("ul", {}, ...failures.map((one) => h("li", {}, h("strong", {}, one.video), h("span", {}, one.error)))));
-}
-
-function bones() {
-  return h("ul", { class: "cards videos", "aria-hidden": "true" },
-    ...Array.from({ length: 8 }, () => h("li", { class: "card skeleton" }, h("span", { class: "frames" }), h("div", { class: "card-text" }))));
 }
 
 on("videos", refresh);

@@ -3,18 +3,17 @@
 //
 // Times are always seconds of the whole video; a clip starts at `offset`.
 
-import { clipUrl, frameUrl, json, videoUrl } from "./api.js";
+import { clipUrl, frameUrl, json, request, videoUrl } from "./api.js";
 import { addressTime, writeAddress } from "./address.js";
 import { emit, on } from "./bus.js";
-import { byId, h, picture } from "./dom.js";
+import { byId, h, iconButton, picture } from "./dom.js";
 import { clock } from "./format.js";
 import { say, sayAttribute } from "./i18n.js";
-import { icon } from "./icons.js";
 import { limits } from "./engine.js";
+import { controls, keyAction } from "./player_controls.js";
 import { details, sceneAt, scenesStrip, timeline, tools } from "./player_parts.js";
 
 const panel = byId("player");
-const SKIP_SECONDS = 5;
 // A clip may have to be encoded while one waits.
 const CLIP_SECONDS = 60;
 // In place of a video: two frames a second, as they are kept.
@@ -56,14 +55,20 @@ function play({ videoId, start = 0, end = null, n = null, cue = false, quiet = f
 
 export function close() {
   if (!now) return;
-  stopLeafing();
-  unload(now.parts.video);
+  leave();
   now = null;
   panel.hidden = true;
   panel.replaceChildren();
   byId("columns").classList.remove("with-player");
   emit("player-closed");
   (opener?.isConnected ? opener : byId("query")).focus?.({ preventScroll: true });
+}
+
+function leave() {
+  stopLeafing();
+  now.fetching?.abort();
+  URL.revokeObjectURL(now.blob);
+  unload(now.parts.video);
 }
 
 function unload(video) {
@@ -75,8 +80,7 @@ function unload(video) {
 // ---------------------------------------------------------------- building
 
 function build(videoId) {
-  if (now) unload(now.parts.video);
-  stopLeafing();
+  if (now) leave();
   const parts = {};
   now = { videoId, start: 0, end: null, n: null, detail: null, mode: "file", offset: 0, at: 0, want: null, parts };
   parts.title = h("h2", { class: "video-name" }, "\u00a0");
@@ -84,16 +88,17 @@ function build(videoId) {
   parts.video = h("video", { playsinline: true, preload: "metadata" });
   parts.frame = picture(null, "", { class: "frame", hidden: true });
   parts.wait = h("span", { class: "wait", hidden: true });
-  parts.big = h("button", { class: "big-play", icon: "play", label: "play", tabindex: "-1", on: { click: toggle } });
-  parts.screen = h("div", { class: "screen", tabindex: "0", role: "group", label: "screen" }, parts.video, parts.frame, parts.wait, parts.big);
+  parts.big = iconButton("play", "play", toggle, "big-play");
+  parts.big.tabIndex = -1; // the row below has the same for keys
+  parts.screen = h("div", { class: "screen", tabindex: "0", role: "group", label: "screen" },
+    parts.video, parts.frame, parts.wait, parts.big);
   parts.note = h("p", { class: "note", role: "status", hidden: true });
-  parts.controls = controls(parts);
+  parts.controls = controls(parts.video, ACTIONS);
   parts.more = h("div", { class: "player-more" }, h("div", { class: "skeleton bones" }));
   listen(parts.video);
   panel.replaceChildren(
-    h("header", {}, parts.title, parts.moment,
-      h("button", { class: "plain icon", icon: "close", label: "close_player", hint: "close_player", on: { click: close } })),
-    parts.screen, parts.controls, parts.note, parts.more);
+    h("header", {}, parts.title, parts.moment, iconButton("close", "close_player", close)),
+    parts.screen, parts.controls.node, parts.note, parts.more);
   panel.hidden = false;
   byId("columns").classList.add("with-player");
   load("file");
@@ -114,11 +119,12 @@ async function describe(opened) {
   opened.detail = detail;
   parts.title.textContent = detail.video;
   parts.title.title = detail.video;
-  parts.screen.style.setProperty("--ratio", `${detail.width || 16} / ${detail.height || 9}`);
+  panel.style.setProperty("--ratio", `${detail.width || 16} / ${detail.height || 9}`);
   sayAttribute(parts.screen, "aria-label", "screen_of", { video: detail.video });
   parts.line = timeline(detail, seekTo);
-  parts.strip = scenesStrip(detail, (scene) => play({ videoId: detail.id, start: scene.start_seconds, end: scene.end_seconds, quiet: true }));
-  parts.controls.before(parts.line.node);
+  parts.strip = scenesStrip(detail, ({ start_seconds: start, end_seconds: end }) =>
+    play({ videoId: detail.id, start, end, quiet: true }));
+  parts.controls.node.before(parts.line.node);
   parts.tools = tools(detail, () => momentNow());
   parts.more.replaceChildren(parts.strip.node, parts.tools.node, details(detail, seekTo));
   parts.line.paint(detail, heatOf(detail.id), opened);
@@ -129,32 +135,19 @@ async function describe(opened) {
 }
 
 function problem(error) {
-  say(now.parts.note, "player_problem", { message: error.message });
-  now.parts.note.hidden = false;
+  now.broken = true;
+  note("player_problem", { message: error.message });
   now.parts.more.replaceChildren();
 }
 
-function controls(parts) {
-  const button = (name, label, click) => h("button", { class: "plain icon", icon: name, label, hint: label, on: { click } });
-  parts.play = button("play", "play", toggle);
-  parts.time = h("span", { class: "times", "aria-hidden": "true" });
-  parts.mute = button("sound", "mute", () => (parts.video.muted = !parts.video.muted));
-  parts.captions = button("captions", "captions", toggleCaptions);
-  parts.captions.hidden = true;
-  parts.speed = h("select", { label: "speed", hint: "speed", on: { change: () => (parts.video.playbackRate = Number(parts.speed.value)) } },
-    ...[0.25, 0.5, 1, 1.5, 2].map((rate) => h("option", { value: rate, selected: rate === 1 }, `${rate}×`)));
-  return h("div", { class: "controls" },
-    button("previous", "scene_before", () => step(-1)), parts.play, button("next", "scene_after", () => step(1)), parts.time,
-    h("span", { class: "gap" }), parts.speed, parts.captions, parts.mute,
-    button("fullscreen", "fullscreen", fullscreen));
+function note(key, values) {
+  say(now.parts.note, key, values);
+  now.parts.note.hidden = false;
 }
 
 function addSubtitles(detail) {
   if (!detail.texts.length || now.mode !== "file") return;
-  const { video } = now.parts;
-  const track = h("track", { kind: "subtitles", label: "subtitles", src: videoUrl(detail.id, "/subtitles.vtt") });
-  video.append(track);
-  now.parts.captions.hidden = false;
+  now.parts.video.append(h("track", { kind: "subtitles", src: videoUrl(detail.id, "/subtitles.vtt") }));
   showCaptions();
 }
 
@@ -171,10 +164,16 @@ function listen(video) {
     showState();
   });
   heard("error", () => video.hasAttribute("src") && failed());
-  for (const type of ["timeupdate", "seeking"]) heard(type, () => now.mode !== "frames" && now.want === null && moved(video.currentTime + now.offset));
-  for (const type of ["play", "pause", "ended", "volumechange", "waiting", "playing", "canplay", "seeked"]) heard(type, showState);
+  const follows = () => now.mode !== "frames" && now.want === null;
+  for (const type of ["timeupdate", "seeking"])
+    heard(type, () => follows() && moved(video.currentTime + now.offset));
+  const changes = ["play", "pause", "ended", "volumechange", "waiting", "playing", "canplay", "seeked"];
+  for (const type of changes) heard(type, showState);
   // The next clip follows, as the file would go on.
-  heard("ended", () => now.mode === "clip" && now.detail && now.clipEnd < now.detail.duration_seconds - 0.1 && seek(now.clipEnd, true));
+  heard("ended", () => {
+    const more = now.mode === "clip" && now.detail && now.clipEnd < now.detail.duration_seconds - 0.1;
+    if (more && video.currentTime > 0) seek(now.clipEnd, true);
+  });
   video.addEventListener("click", toggle);
 }
 
@@ -188,12 +187,33 @@ function load(mode) {
     now.offset = 0;
     video.src = videoUrl(now.videoId, "/stream");
   } else if (mode === "clip") {
-    const [start, end] = clipAround(now.at);
-    [now.offset, now.clipEnd, now.want] = [start, end, Math.max(now.at, start)];
-    video.src = clipUrl(now.videoId, start, end);
+    loadClip(now, ...clipAround(now.at));
   } else {
     unload(video);
     moved(now.at);
+  }
+}
+
+/**
+ * A clip is cut when it is asked for, and a player would ask for it again and again, range by
+ * range; so it is fetched whole.
+ */
+async function loadClip(opened, start, end) {
+  const { video } = opened.parts;
+  Object.assign(opened, { offset: start, clipEnd: end, want: Math.max(opened.at, start) });
+  opened.fetching?.abort();
+  opened.fetching = new AbortController();
+  video.removeAttribute("src");
+  try {
+    const response = await request(clipUrl(opened.videoId, start, end), { signal: opened.fetching.signal });
+    const blob = await response.blob();
+    if (now !== opened || opened.clipEnd !== end) return;
+    URL.revokeObjectURL(opened.blob);
+    video.src = opened.blob = URL.createObjectURL(blob);
+    note("note_clip");
+    if (opened.playing) run();
+  } catch (error) {
+    if (error.name !== "AbortError" && now === opened) failed();
   }
 }
 
@@ -201,22 +221,24 @@ function load(mode) {
 function clipAround(seconds) {
   const scene = now.detail && sceneAt(now.detail, seconds);
   const inMoment = now.end !== null && now.start <= seconds && seconds < now.end;
-  const [start, end] = inMoment ? [now.start, now.end] : scene ? [scene.start_seconds, scene.end_seconds] : [seconds, seconds + 10];
+  const [start, end] = inMoment ? [now.start, now.end]
+    : scene ? [scene.start_seconds, scene.end_seconds] : [seconds, seconds + 10];
   const longest = Math.min(CLIP_SECONDS, limits().clip_seconds ?? CLIP_SECONDS);
   const from = seconds < start + longest ? start : seconds;
   return [from, Math.min(end, from + longest)];
 }
 
-const failed = () => fallBack(now.mode === "file" ? "clip" : "frames");
+function failed() {
+  if (!now.broken) fallBack(now.mode === "file" ? "clip" : "frames");
+}
 
 function fallBack(mode) {
   const playing = now.playing;
   now.at = now.want ?? now.at;
   load(mode);
-  say(now.parts.note, mode === "clip" ? "note_clip" : "note_frames");
-  now.parts.note.hidden = false;
-  if (mode === "clip") now.parts.captions.hidden = true;
-  if (playing) start();
+  if (mode === "frames") note("note_frames");
+  showCaptions();
+  if (playing) run();
   showState();
 }
 
@@ -225,21 +247,26 @@ function seek(seconds, andPlay) {
   now.want = null;
   const { video } = now.parts;
   if (now.mode === "clip" && (seconds < now.offset || seconds >= now.clipEnd)) load("clip");
-  if (now.mode !== "frames") {
+  else if (now.mode !== "frames") {
     if (video.readyState > 0) video.currentTime = seconds - now.offset;
     else now.want = seconds;
   }
   moved(seconds);
-  if (andPlay) start();
+  if (andPlay) run();
   else now.playing = false;
 }
 
-const seekTo = (seconds) => seek(Math.min(Math.max(seconds, 0), Math.max((now.detail?.duration_seconds ?? Infinity) - 0.05, 0)), now.playing);
+function seekTo(seconds) {
+  const last = Math.max((now.detail?.duration_seconds ?? Infinity) - 0.05, 0);
+  seek(Math.min(Math.max(seconds, 0), last), now.playing);
+}
 
-async function start() {
+async function run() {
   now.playing = true;
   if (now.mode === "frames") return startLeafing();
   const { video } = now.parts;
+  showState();
+  if (!video.hasAttribute("src")) return; // a clip that is on its way starts when it is there
   try {
     await video.play();
   } catch (error) {
@@ -257,8 +284,12 @@ function pause() {
   showState();
 }
 
-const isPlaying = () => (now.mode === "frames" ? leafing !== 0 : !now.parts.video.paused);
-const toggle = () => now && (isPlaying() ? pause() : start());
+const isPlaying = () => {
+  const { video } = now.parts;
+  if (now.mode === "frames") return leafing !== 0;
+  return video.hasAttribute("src") ? !video.paused : now.playing;
+};
+const toggle = () => now && (isPlaying() ? pause() : run());
 
 function startLeafing() {
   stopLeafing();
@@ -304,8 +335,11 @@ function toggleCaptions() {
 }
 
 function showCaptions() {
-  for (const track of now.parts.video.textTracks) track.mode = captions ? "showing" : "hidden";
-  now.parts.captions.setAttribute("aria-pressed", String(captions));
+  const { video, controls: row } = now.parts;
+  // The times of the track are those of the file, not of a clip.
+  const offered = video.textTracks.length > 0 && now.mode === "file";
+  for (const track of video.textTracks) track.mode = captions && offered ? "showing" : "hidden";
+  row.showCaptions(offered, captions);
 }
 
 // ---------------------------------------------------------------- showing
@@ -317,7 +351,7 @@ function moved(seconds = now.at) {
     const url = frameUrl(now.videoId, seconds);
     if (parts.frame.getAttribute("src") !== url) parts.frame.src = url;
   }
-  parts.time.textContent = detail ? `${clock(seconds)} / ${clock(detail.duration_seconds)}` : clock(seconds);
+  parts.controls.showTime(detail ? `${clock(seconds)} / ${clock(detail.duration_seconds)}` : clock(seconds));
   parts.line?.set(seconds);
   parts.strip?.set(seconds);
   emit("at", { videoId: now.videoId, seconds });
@@ -333,11 +367,8 @@ function markMoment() {
 function showState() {
   const { parts } = now;
   const playing = isPlaying();
-  parts.play.replaceChildren(icon(playing ? "pause" : "play"));
-  sayAttribute(parts.play, "aria-label", playing ? "pause" : "play");
+  parts.controls.showState(playing);
   parts.big.hidden = playing;
-  parts.mute.replaceChildren(icon(parts.video.muted ? "mute" : "sound"));
-  parts.mute.setAttribute("aria-pressed", String(parts.video.muted));
   parts.wait.hidden = now.mode === "frames" || !(playing && parts.video.readyState < 3);
 }
 
@@ -351,19 +382,13 @@ function momentNow() {
 
 // ---------------------------------------------------------------- keys
 
+const ACTIONS = { toggle, step, fullscreen, captions: toggleCaptions, skip: (seconds) => seekTo(now.at + seconds) };
+
 panel.addEventListener("keydown", (event) => {
   if (!now || event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.target.closest("input, select, textarea, summary")) return;
   const onButton = event.target.closest("button, a") && (event.key === " " || event.key === "Enter");
-  const { video } = now.parts;
-  const act = {
-    " ": toggle, k: toggle, f: fullscreen, c: toggleCaptions,
-    m: () => (video.muted = !video.muted),
-    ArrowLeft: () => seekTo(now.at - SKIP_SECONDS), ArrowRight: () => seekTo(now.at + SKIP_SECONDS),
-    ArrowUp: () => (video.volume = Math.min(1, video.volume + 0.1)),
-    ArrowDown: () => (video.volume = Math.max(0, video.volume - 0.1)),
-    "[": () => step(-1), "]": () => step(1),
-  }[event.key];
+  const act = keyAction(event, now.parts.video, ACTIONS);
   if (!act || onButton) return;
   event.preventDefault();
   act();

@@ -48,7 +48,8 @@ export function timeline(detail, onSeek) {
 export function scenesStrip(detail, onOpen) {
   const items = detail.scenes.map((scene) => {
     const time = range(scene.start_seconds, scene.end_seconds);
-    return h("li", {}, h("button", { label: ["play_scene", { n: scene.index + 1, time }], title: time, on: { click: () => onOpen(scene) } },
+    const label = ["play_scene", { n: scene.index + 1, time }];
+    return h("li", {}, h("button", { label, title: time, on: { click: () => onOpen(scene) } },
       picture(scene.thumbnail_url, ""), h("span", { class: "times" }, clock(scene.start_seconds))));
   });
   const node = h("ol", { class: "scenes", label: ["scenes", { n: items.length }] }, ...items);
@@ -69,7 +70,8 @@ export function scenesStrip(detail, onOpen) {
 
 export function tools(detail, momentNow) {
   const cut = cutter(detail, momentNow);
-  const button = (name, key, click, kind = "plain") => h("button", { class: kind, icon: name, on: { click } }, h("span", { say: key }));
+  const button = (name, key, click) =>
+    h("button", { class: "plain", icon: name, on: { click } }, h("span", { say: key }));
   const opener = button("download", "export", () => cut.toggle(opener));
   opener.setAttribute("aria-expanded", "false");
   const node = h("div", { class: "tools" },
@@ -86,12 +88,13 @@ export function tools(detail, momentNow) {
 
 /** Start and end of a clip, and the link that downloads it. */
 function cutter(detail, momentNow) {
-  const start = h("input", { class: "clock", inputmode: "decimal", autocomplete: "off" });
-  const end = h("input", { class: "clock", inputmode: "decimal", autocomplete: "off" });
+  const field = () => h("input", { class: "clock", inputmode: "decimal", autocomplete: "off" });
+  const [start, end] = [field(), field()];
   const link = h("a", { class: "primary", download: true, icon: "download" }, h("span", { say: "download" }));
   const wrong = h("p", { class: "bad", role: "alert", hidden: true });
   const node = h("div", { class: "cutter", hidden: true },
-    h("label", {}, h("span", { say: "start" }), start), h("label", {}, h("span", { say: "end" }), end), link, wrong);
+    h("label", {}, h("span", { say: "start" }), start),
+    h("label", {}, h("span", { say: "end" }), end), link, wrong);
 
   function check() {
     const [from, to] = [parseClock(start.value), parseClock(end.value)];
@@ -129,13 +132,18 @@ function cutter(detail, momentNow) {
 
 export function details(detail, onSeek) {
   const fact = (key, value) => [h("dt", { say: key }), h("dd", {}, value)];
-  const words = detail.texts.map((text) => h("li", {}, h("button", { on: { click: () => onSeek(text.start_seconds) } },
-    h("span", { class: "times" }, clock(text.start_seconds)), text.text)));
+  const words = detail.texts.map((text) =>
+    h("li", {}, h("button", { on: { click: () => onSeek(text.start_seconds) } },
+      h("span", { class: "times" }, clock(text.start_seconds)), text.text)));
+  const spoken = h("details", {},
+    h("summary", { say: ["words", { n: words.length }] }), h("ol", { class: "words" }, ...words));
   return h("div", { class: "details" },
-    words.length ? h("details", {}, h("summary", { say: ["words", { n: words.length }] }), h("ol", { class: "words" }, ...words)) : null,
+    words.length > 0 && spoken,
     h("details", {}, h("summary", { say: "about_file" }),
       h("dl", {},
-        ...fact("length", clock(detail.duration_seconds)), ...fact("picture", `${detail.width} × ${detail.height}, ${Number(detail.fps).toFixed(2).replace(/\.?0+$/, "")} fps`),
-        ...fact("codec", detail.codec), ...fact("size", bytes(detail.size_bytes)), ...fact("added", String(detail.ingested_at).slice(0, 10))),
+        ...fact("length", clock(detail.duration_seconds)),
+        ...fact("picture", `${detail.width} × ${detail.height}, ${Math.round(detail.fps * 100) / 100} fps`),
+        ...fact("codec", detail.codec), ...fact("size", bytes(detail.size_bytes)),
+        ...fact("added", String(detail.ingested_at).slice(0, 10))),
       h("a", { class: "plain", href: videoUrl(detail.id, "/stream"), download: detail.video, say: "download_file" })));
 }

@@ -4,15 +4,15 @@
 import { ApiError, currentLibrary, json } from "./api.js";
 import { writeAddress } from "./address.js";
 import { emit, on } from "./bus.js";
-import { momentCard, roving } from "./cards.js";
-import { byId, debounce, h, picture, toast } from "./dom.js";
-import { limits } from "./engine.js";
+import { momentCard, roving, skeletonCards } from "./cards.js";
+import { byId, debounce, h, iconButton, picture, textButton, toast } from "./dom.js";
 import { filters } from "./filters.js";
 import { heatStrips } from "./heat.js";
 import { say } from "./i18n.js";
 
 const TYPING_PAUSE = 180;
 const PAGE = 12;
+const MOST = 96; // the server gives a hundred
 // The model sees less than this; a photograph of a telephone would only be slow to send.
 const IMAGE_SIDE = 1024;
 
@@ -39,6 +39,7 @@ export async function searchNow(k = PAGE) {
   running?.abort();
   count = k;
   writeAddress({ q: query() });
+  document.title = query() ? `${query()} · vidqa` : "vidqa";
   const wanted = filters();
   // Words in subtitles are a search of their own.
   const asked = query() || (image ? "" : (wanted.text ?? ""));
@@ -52,9 +53,9 @@ export async function searchNow(k = PAGE) {
   }
   const mine = (running = new AbortController());
   if (results.querySelector(".cards")) results.classList.add("stale");
-  else results.replaceChildren(skeleton());
+  else results.replaceChildren(skeletonCards());
   try {
-    const body = { query: asked || null, image, k, filters: wanted, library: currentLibrary(), heat: true };
+    const body = { query: asked, image, k, filters: wanted, library: currentLibrary(), heat: true };
     const found = await json("v1/search", { method: "POST", body, signal: mine.signal });
     if (running === mine) show(found);
   } catch (error) {
@@ -68,7 +69,8 @@ function show({ moments, heat }) {
   emit("heat", heat ?? []);
   if (!moments.length) {
     say(byId("status"), "nothing_found");
-    results.replaceChildren(h("div", { class: "empty" }, h("h2", { say: "nothing_found" }), h("p", { say: "nothing_found_next" })));
+    results.replaceChildren(h("div", { class: "empty" },
+      h("h2", { say: "nothing_found" }), h("p", { say: "nothing_found_next" })));
     return;
   }
   const best = Math.max(...moments.map((moment) => moment.score));
@@ -80,8 +82,8 @@ function show({ moments, heat }) {
     h("div", { class: "section-head" }, h("h2", { say: ["found", { n: moments.length, videos }] })),
     ...(heat?.length ? heatStrips(heat, moments) : []),
     cards,
-    moments.length >= count && count < (limits().k ?? PAGE)
-      ? h("button", { class: "plain more", say: "more_moments", on: { click: () => searchNow(Math.min(count + PAGE, limits().k ?? PAGE)) } })
+    moments.length >= count && count < MOST
+      ? textButton("more_moments", () => searchNow(count + PAGE), "plain more")
       : "");
 }
 
@@ -89,12 +91,7 @@ function showError(error) {
   const message = error instanceof ApiError ? error.message : String(error);
   results.replaceChildren(h("div", { class: "empty", role: "alert" },
     h("h2", { say: "search_failed" }), h("p", {}, message),
-    h("button", { class: "plain", say: "try_again", on: { click: () => searchNow() } })));
-}
-
-function skeleton() {
-  const bones = Array.from({ length: 8 }, () => h("li", { class: "card skeleton" }, h("span", { class: "frames" }), h("div", { class: "card-text" })));
-  return h("ul", { class: "cards", "aria-hidden": "true" }, ...bones);
+    textButton("try_again", () => searchNow())));
 }
 
 // ---------------------------------------------------------------- a picture as the query
@@ -114,7 +111,8 @@ on("image", async (file) => {
 async function shrunk(file) {
   const bitmap = await createImageBitmap(file);
   const scale = Math.min(1, IMAGE_SIDE / Math.max(bitmap.width, bitmap.height));
-  const canvas = h("canvas", { width: Math.max(1, Math.round(bitmap.width * scale)), height: Math.max(1, Math.round(bitmap.height * scale)) });
+  const side = (pixels) => Math.max(1, Math.round(pixels * scale));
+  const canvas = h("canvas", { width: side(bitmap.width), height: side(bitmap.height) });
   const pen = canvas.getContext("2d");
   // JPEG has no transparency; what shows through is white, as on most pages.
   pen.fillStyle = "#fff";
@@ -128,8 +126,15 @@ function showImage() {
   place.hidden = image === null;
   place.replaceChildren(...(image === null ? [] : [
     picture(image, "", { loading: "eager" }),
-    h("button", { class: "icon", icon: "close", label: "remove_image", hint: "remove_image", on: { click: () => { image = null; showImage(); box.focus(); searchNow(); } } }),
+    iconButton("close", "remove_image", removeImage, "icon"),
   ]));
+}
+
+function removeImage() {
+  image = null;
+  showImage();
+  box.focus();
+  searchNow();
 }
 
 // ---------------------------------------------------------------- what moves it

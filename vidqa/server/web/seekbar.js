@@ -5,9 +5,13 @@ import { frameUrl } from "./api.js";
 import { byId, debounce, h, picture } from "./dom.js";
 import { clock } from "./format.js";
 
+// Less may be the start of a swipe that scrolls the page.
+const DRAG_PIXELS = 10;
+
 /** `onSeek(seconds)`; returns `set(seconds)`, which tells screen readers where the line stands. */
 export function seekbar(node, { videoId, duration, onSeek, step = 1 }) {
   let now = 0;
+  let pressedAt = 0;
   node.tabIndex = 0;
   node.setAttribute("role", "slider");
   node.setAttribute("aria-valuemin", "0");
@@ -30,11 +34,16 @@ export function seekbar(node, { videoId, duration, onSeek, step = 1 }) {
   node.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     node.setPointerCapture(event.pointerId);
-    seek(secondsAt(event));
+    pressedAt = event.clientX;
+    // A finger may only be about to scroll; when it was not, a click follows.
+    if (event.pointerType === "mouse") seek(secondsAt(event));
   });
+  node.addEventListener("click", (event) => event.pointerType !== "mouse" && seek(secondsAt(event)));
   node.addEventListener("pointermove", (event) => {
-    if (event.buttons & 1 && node.hasPointerCapture(event.pointerId)) seek(secondsAt(event));
-    else if (event.pointerType === "mouse") showTip(node, event.clientX, videoId, secondsAt(event));
+    const mouse = event.pointerType === "mouse";
+    const dragged = mouse || Math.abs(event.clientX - pressedAt) > DRAG_PIXELS;
+    if (event.buttons & 1 && node.hasPointerCapture(event.pointerId)) dragged && seek(secondsAt(event));
+    else if (mouse) showTip(node, event.clientX, videoId, secondsAt(event));
   });
   for (const type of ["pointerleave", "pointerdown", "blur"]) node.addEventListener(type, hideTip);
   node.addEventListener("keydown", (event) => {

@@ -3,7 +3,7 @@
 
 import { json, path, upload } from "./api.js";
 import { emit, on } from "./bus.js";
-import { byId, h } from "./dom.js";
+import { byId, h, iconButton, textButton } from "./dom.js";
 import { limits } from "./engine.js";
 import { bytes } from "./format.js";
 import { say } from "./i18n.js";
@@ -29,14 +29,14 @@ async function send(file, row) {
     return;
   }
   try {
-    const job = await upload(file, (part) => row.progress(part, ["uploading", { percent: Math.floor(part * 100), size: bytes(file.size) }]), row.stop.signal);
+    const size = bytes(file.size);
+    const sent = (part) => row.progress(part, ["uploading", { percent: Math.floor(part * 100), size }]);
+    const job = await upload(file, sent, row.stop.signal);
     rows.set(job.id, row);
     hear(job);
     poll();
   } catch (error) {
-    if (error.name === "AbortError") row.node.remove();
-    else row.fail(["failed_because", { message: error.message }]);
-    hideWhenEmpty();
+    if (error.name !== "AbortError") row.fail(["failed_because", { message: error.message }]);
   }
 }
 
@@ -59,7 +59,8 @@ function hear(job) {
   const row = rows.get(job.id);
   if (!row || row.ended) return;
   if (job.status === "queued") row.progress(null, ["queued"]);
-  else if (job.status === "running") row.progress(job.progress, ["ingesting", { percent: Math.floor((job.progress ?? 0) * 100) }]);
+  else if (job.status === "running")
+    row.progress(job.progress, ["ingesting", { percent: Math.floor((job.progress ?? 0) * 100) }]);
   else if (job.status === "failed") row.fail(["failed_because", { message: job.error ?? "" }]);
   else row.done(job.video_id);
   if (row.ended) emit("videos");
@@ -71,7 +72,7 @@ function makeRow(name) {
   const stop = new AbortController();
   const row = { ended: false, stop };
   row.node = h("article", { class: "job" }, h("span", { class: "video-name", title: name }, name),
-    h("button", { class: "plain icon", icon: "close", label: "dismiss", hint: "dismiss", on: { click: () => { stop.abort(); row.node.remove(); hideWhenEmpty(); } } }), bar, text);
+    iconButton("close", "dismiss", () => row.remove()), bar, text);
   row.progress = (part, words) => {
     if (part === null) bar.removeAttribute("value");
     else bar.value = part;
@@ -87,16 +88,21 @@ function makeRow(name) {
     row.ended = true;
     bar.remove();
     say(text, "ingested");
-    if (videoId) row.node.append(h("button", { class: "plain", say: "open", on: { click: () => emit("play", { videoId, cue: true }) } }));
+    const opened = () => {
+      emit("play", { videoId, cue: true });
+      row.remove();
+    };
+    if (videoId) row.node.append(textButton("open", opened));
+  };
+  row.remove = () => {
+    stop.abort();
+    row.node.remove();
+    tray.hidden = tray.childElementCount === 0;
   };
   row.progress(null, ["waiting"]);
   tray.append(row.node);
   tray.hidden = false;
   return row;
-}
-
-function hideWhenEmpty() {
-  tray.hidden = tray.childElementCount === 0;
 }
 
 byId("add").addEventListener("click", () => byId("add-files").click());
@@ -105,8 +111,7 @@ byId("add-files").addEventListener("change", (event) => {
   event.target.value = "";
 });
 on("library", () => {
-  for (const row of rows.values()) row.node.remove();
+  for (const row of rows.values()) row.remove();
   rows.clear();
-  hideWhenEmpty();
   followJobs().catch(() => null);
 });

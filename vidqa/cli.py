@@ -359,7 +359,10 @@ def serve(
         else:
             run.say(f"vidqa serves {run.settings.index} at {url}")
 
-    serve_library(run.settings, options, listening)
+    def engine(state: str, detail: str) -> None:
+        run.note(f"{'' if state == 'starting' else f'{state}: '}{detail}")
+
+    serve_library(run.settings, options, listening, engine)
 
 
 @verb(

@@ -34,7 +34,7 @@ class NetworkBlocked(Exception):
 def _stays_here(address: Any) -> bool:
     if not isinstance(address, tuple):  # a Unix socket
         return True
-    host = address[0]
+    host = address[0].decode() if isinstance(address[0], bytes) else address[0]
     if host in ("", "localhost"):
         return True
     try:

@@ -94,6 +94,10 @@ class FakeEndpoint:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends it; safe to repeat."""
         self.ended.set()
         self._server.shutdown()
         self._thread.join()

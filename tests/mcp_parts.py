@@ -88,11 +88,16 @@ async def _connected(
 
 def command(index: Path, *more: str, **environ: str) -> StdioServerParameters:
     """`vidqa mcp` on a library of the playground."""
-    arguments = ["-m", "vidqa.cli", "mcp", "--index", str(index), "--config", "demo", *more]
-    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     return StdioServerParameters(
-        command=sys.executable, args=arguments, env=kept | environ, cwd=REPOSITORY
+        command=sys.executable,
+        args=arguments_of(index, *more),
+        env=os.environ | environ,
+        cwd=REPOSITORY,
     )
+
+
+def arguments_of(index: Path, *more: str) -> list[str]:
+    return ["-m", "vidqa.cli", "mcp", "--index", str(index), "--config", "demo", *more]
 
 
 def text_of(result: CallToolResult) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import uvicorn
 from fakes import FakeEmbedder
+from fastapi import FastAPI
 
 from vidqa.config import Settings
 from vidqa.library import Library
@@ -40,6 +41,7 @@ class Served:
     url: str
     gateway: Gateway
     http: httpx.Client
+    app: FastAPI
 
     def ready(self, state: str = "ready") -> None:
         """Waits until the engine is in that state."""
@@ -95,7 +97,7 @@ def served(
         try:
             with httpx.Client(base_url=url, timeout=20) as http:
                 until(lambda: server.started)
-                running = Served(url, gateway, http)
+                running = Served(url, gateway, http, app)
                 if wait:
                     running.ready()
                 yield running

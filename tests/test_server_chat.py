@@ -559,10 +559,21 @@ def busy(server: Served) -> int:
     return queue._waiting + queue._answering
 
 
-def test_an_endpoint_that_has_died_is_told_as_such(library: Library) -> None:
-    with FakeEndpoint() as endpoint:
-        address = endpoint.base_url
-    with served(library, "", connect=lambda tell: Endpoint(address, None, "x")) as server:
+def test_a_client_of_an_engine_that_has_died_is_told_when_to_come_again(library: Library) -> None:
+    with FakeEndpoint() as endpoint, served(library, endpoint.base_url) as server:
+        endpoint.stop()
         response = server.ask("red")
-    assert response.status_code == 502
-    assert "nobody answers there" in error_of(response)["message"]
+        assert (response.status_code, error_of(response)["code"]) == (503, "engine_starting")
+        assert int(response.headers["retry-after"]) >= 1
+        until(lambda: server.gateway.answerer.state == "failed")
+        assert "nobody answers there" in server.http.get("v1/info").json()["engine"]["detail"]
+
+
+def test_an_endpoint_that_fails_is_told_as_such(library: Library) -> None:
+    with (
+        FakeEndpoint(status=500, error="out of memory") as endpoint,
+        served(library, endpoint.base_url) as server,
+    ):
+        response = server.ask("red")
+    assert (response.status_code, error_of(response)["code"]) == (502, "endpoint_failed")
+    assert "out of memory" in error_of(response)["message"]

@@ -269,6 +269,18 @@ def test_a_question_can_be_about_one_moment(open_page: Open, served: Served) -> 
     assert asked.value.post_data_json["vidqa"]["clip"]["video_id"]
 
 
+def test_a_question_that_waits_for_the_engine_can_be_taken_back(open_page: Open) -> None:
+    page = open_page()
+    error = {"message": "the model is starting", "code": "engine_starting"}
+    busy = {"status": 503, "headers": {"Retry-After": "1"}, "json": {"error": error}}
+    page.route("**/v1/chat/completions*", lambda route: route.fulfill(**busy))
+    page.fill("#query", QUESTION)
+    page.press("#query", "Enter")
+    page.locator(".thinking", has_text="as soon as it is").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    assert page.locator(".turn .facts").inner_text().startswith("Stopped.")
+
+
 def test_an_answer_that_breaks_off_says_what_to_do(open_page: Open) -> None:
     page = open_page()
     words = 'data: {"choices": [{"delta": {"content": "The house"}}]}\n\n'
@@ -292,6 +304,12 @@ def test_a_link_to_a_moment_plays_it_at_once(open_page: Open, served: Served) ->
     assert playing_at(page) == pytest.approx(5.5, abs=2)
     until(page, "its name", "document.querySelector('#player h2').textContent.trim() !== ''")
     assert page.locator("#player h2").inner_text() == video["video"]
+
+
+def test_a_link_to_a_video_that_is_gone_says_so(open_page: Open, watch: Watch) -> None:
+    watch.expected_statuses = {404}
+    page = open_page("?video=0123456789abcdef&t=3")
+    page.locator("#player .note", has_text="no video 0123456789abcdef").wait_for()
 
 
 def test_a_file_that_the_browser_cannot_play_comes_as_a_clip(open_page: Open, watch: Watch) -> None:

@@ -359,7 +359,52 @@ def serve(
         else:
             run.say(f"vidqa serves {run.settings.index} at {url}")
 
-    serve_library(run.settings, options, listening)
+    def engine(state: str, detail: str) -> None:
+        run.note(f"{'' if state == 'starting' else f'{state}: '}{detail}")
+
+    serve_library(run.settings, options, listening, engine)
+
+
+@verb(
+    "k",
+    "max_frames",
+    "frames_per_moment",
+    "max_pixels",
+    "model",
+    "base_url",
+    "api_key",
+    "temperature",
+    "max_tokens",
+    "engine_idle_minutes",
+    "embedder",
+    "device",
+    "hub",
+    group=app,
+)
+def mcp(
+    run: Run,
+    libraries: Annotated[
+        list[str],
+        typer.Option("--library", metavar="NAME=DIR", help="Offer this library as well."),
+    ] = [],  # noqa: B006  typer reads it, nobody changes it
+) -> None:
+    """Offer the library to an agent: an MCP server on stdin and stdout.
+
+    \b
+    Register it where your agent keeps its MCP servers:
+    {
+      "mcpServers": {
+        "vidqa": {"command": "vidqa", "args": ["mcp", "--index", "/home/me/videos-index"]}
+      }
+    }
+
+    Its tools are search_moments, ask_library, get_frames, list_videos and video_outline. The first
+    ask_library starts vLLM; the others need none. It ends when stdin does. A running vidqa serve
+    offers the same tools at http://127.0.0.1:8080/mcp, with the same keys.
+    """
+    from vidqa.server.stdio import serve_stdio
+
+    serve_stdio(run.settings, _named_folders("--library", libraries), run.note)
 
 
 def _named_folders(flag: str, given: list[str]) -> tuple[tuple[str, Path], ...]:

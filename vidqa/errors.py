@@ -67,8 +67,9 @@ class EngineError(VidqaError):
 
 
 class EndpointError(VidqaError):
-    """`refused` says that the request is at fault, where else the endpoint is."""
+    """`refused`: the request is at fault; `unreachable`: nobody listens there; else it failed."""
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
+    def __init__(self, message: str, *, refused: bool = False, unreachable: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+        self.unreachable = unreachable

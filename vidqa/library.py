@@ -158,6 +158,10 @@ class Library:
         """Notes why a file could not be ingested; forgotten once it is."""
         self._store.record_failure(path, error)
 
+    def forget_failure(self, path: str) -> None:
+        """The file is of no interest any more."""
+        self._store.forget_failure(path)
+
     def tidy(self) -> None:
         """After a run of changes: saves the index, and sweeps pictures that nobody names."""
         files = self._store.pictures_files()

@@ -379,6 +379,10 @@ class Store:
             connection.execute("DELETE FROM failures WHERE path = ?", [path])
             connection.execute("INSERT INTO failures VALUES (?, ?, now())", [path, error])
 
+    def forget_failure(self, path: str) -> None:
+        with self._committing() as connection:
+            connection.execute("DELETE FROM failures WHERE path = ?", [path])
+
     # ------------------------------------------------------------ reading
 
     def find(self, fingerprint: str) -> Video | None:

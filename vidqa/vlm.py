@@ -436,7 +436,8 @@ def _translated(where: str) -> Iterator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise EndpointError(
-            f"{where}: nobody answers there ({error}); is it running, and --base-url right?"
+            f"{where}: nobody answers there ({error}); is it running, and --base-url right?",
+            unreachable=True,
         ) from error
     except httpx.TimeoutException as error:
         raise EndpointError(

@@ -121,7 +121,10 @@ class Answering:
             return joined(turns)
         started = time.perf_counter()
         reply = self._client.reply(rewrite_messages(turns), REWRITE)
-        text = "".join([piece async for piece in reply])
+        try:
+            text = "".join([piece async for piece in reply])
+        except EndpointError as error:
+            raise self._gateway.answerer.lost(error) from error
         self.milliseconds["rewrite"] = (time.perf_counter() - started) * MILLISECONDS
         return stand_alone(text, turns)
 
@@ -153,9 +156,8 @@ class Answering:
                 )
                 if text := writing.add(piece):
                     yield text
-        except EndpointError:
-            self._gateway.answerer.doubt()
-            raise
+        except EndpointError as error:
+            raise self._gateway.answerer.lost(error) from error
         if text := writing.end():
             yield text
         prepared.watch.milliseconds["model"] = (time.perf_counter() - started) * MILLISECONDS

@@ -7,6 +7,8 @@ Everything it needs is given to it, so tests build it around fakes and a folder.
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -80,6 +82,7 @@ def create_app(gateway: Gateway, keys: Keys, *, pictures: Pictures | None = None
     app.state.keys = keys
     app.state.jobs = jobs
     app.state.limits = limits
+    app.state.clips = asyncio.Semaphore(videos.CLIPS_AT_ONCE)
     app.state.pictures = pictures or Pictures(
         max_pixels=int(settings.max_image_megapixels * 1e6),
         max_bytes=limits.body_bytes,
@@ -108,7 +111,11 @@ def names_of(host: str, server_names: str | None) -> frozenset[str]:
 
 
 def is_loopback(host: str) -> bool:
-    return host in LOOPBACK_NAMES or host.startswith("127.")
+    """Whether only this machine reaches what listens there; a name may lead anywhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _listed(names: str | None) -> list[str]:
@@ -120,12 +127,14 @@ def _listed(names: str | None) -> list[str]:
 own = APIRouter(tags=["server"])
 
 
+@own.head("/healthz", include_in_schema=False)
 @own.get("/healthz", summary="Whether it lives")
 async def healthz() -> dict[str, str]:
     """Answers as soon as the server listens."""
     return {"status": "ok"}
 
 
+@own.head("/readyz", include_in_schema=False)
 @own.get("/readyz", summary="Whether it can answer", responses={503: {"description": "Not yet"}})
 async def readyz(request: Request) -> Response:
     """Only once the model answers."""
@@ -172,7 +181,7 @@ def _libraries(gateway: Gateway) -> list[dict[str, object]]:
 @own.post("/v1/session", summary="Trade the key for a cookie that opens media")
 async def session(request: Request) -> JSONResponse:
     """A page needs it, as `<video>` and `<img>` send no key."""
-    response = JSONResponse({"status": "ok"})
+    response = JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
     keys: Keys = request.app.state.keys
     if keys:
         response.set_cookie(
@@ -187,6 +196,7 @@ async def session(request: Request) -> JSONResponse:
     return response
 
 
+@own.head("/", include_in_schema=False)
 @own.get("/", include_in_schema=False)
 async def page() -> FileResponse:
     return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})

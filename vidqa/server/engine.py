@@ -39,10 +39,16 @@ class Answerer:
     """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes."""
 
     def __init__(
-        self, connect: Callable[[OnStage], Endpoint], metrics: Metrics, *, watch: bool = True
+        self,
+        connect: Callable[[OnStage], Endpoint],
+        metrics: Metrics,
+        *,
+        watch: bool = True,
+        on_change: Callable[[str, str], None] = lambda state, detail: None,
     ) -> None:
         self.state = "starting"
         self.detail = "starting"
+        self._on_change = on_change
         self._connect = connect
         self._metrics = metrics
         self._watch = watch
@@ -74,18 +80,25 @@ class Answerer:
     def client(self) -> AsyncVlmClient:
         """The client of the endpoint. Raises ApiError 503 while there is none."""
         if self._client is None or self.state != "ready":
-            failed = self.state == "failed"
-            raise ApiError(
-                503,
-                f"the model does not answer yet: {self.detail}",
-                code="engine_failed" if failed else "engine_starting",
-                retry_after_seconds=RETRY_SECONDS if failed else STARTING_RETRY_SECONDS,
-            )
+            raise self._not_ready()
         return self._client
 
-    def doubt(self) -> None:
-        """An answer failed: it is looked at now, not at its time."""
+    def lost(self, error: EndpointError) -> Exception:
+        """An answer failed: the endpoint is looked at now. Returns what its client is told."""
         self._look.set()
+        if not error.unreachable:
+            return error
+        self._become("starting", "it is gone, and reached for again")
+        return self._not_ready()
+
+    def _not_ready(self) -> ApiError:
+        failed = self.state == "failed"
+        return ApiError(
+            503,
+            f"the model does not answer yet: {self.detail}",
+            code="engine_failed" if failed else "engine_starting",
+            retry_after_seconds=RETRY_SECONDS if failed else STARTING_RETRY_SECONDS,
+        )
 
     async def _keep(self) -> None:
         while True:
@@ -111,21 +124,24 @@ class Answerer:
         where = await in_daemon(lambda: self._connect(tell))
         client = AsyncVlmClient(where.base_url, where.api_key, where.model)
         try:
-            await client.model()
+            await client.models()
+            name = await client.model()
         except EndpointError:
             await client.close()
             raise
         self._client, old = client, self._client
         if old is not None:
             await old.close()
-        self._become("ready", f"{await client.model()} at {client.base_url}")
+        self._become("ready", f"{name} at {client.base_url}")
 
     async def _stay(self) -> None:
         """Returns when the endpoint no longer answers."""
+        ready = self.detail
         while True:
             await self._pause(LOOK_SECONDS)
             if not await self._answers():
                 return
+            self._become("ready", ready)
 
     async def _answers(self) -> bool:
         assert self._client is not None
@@ -137,12 +153,14 @@ class Answerer:
         return True
 
     async def _pause(self, seconds: float) -> None:
-        """So long, or until it is doubted or woken."""
+        """So long, or until it is lost or woken."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._look.wait(), seconds if self._watch else None)
         self._look.clear()
 
     def _become(self, state: str, detail: str) -> None:
+        if (state, detail) != (self.state, self.detail):
+            self._on_change(state, detail)
         self.state, self.detail = state, detail
         self._metrics.engine(state)
 

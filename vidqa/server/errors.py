@@ -13,12 +13,14 @@ internal error without its text, which goes to the log.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from vidqa.errors import EndpointError, LibraryBusy, NothingFound, UsageError, VidqaError
 
@@ -62,7 +64,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         if self.retry_after_seconds is None:
             return {}
-        return {"Retry-After": str(max(1, round(self.retry_after_seconds)))}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_seconds)))}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, self.headers())
@@ -73,6 +75,8 @@ def translated(error: BaseException) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ClientDisconnect():
+            return ApiError(499, "the client has left")  # nobody reads it
         case NothingFound():
             return ApiError(404, str(error), code="not_found")
         case UsageError():
@@ -114,7 +118,7 @@ def install(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
-    for kind in (ApiError, VidqaError, Exception):
+    for kind in (ApiError, VidqaError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, routing)

@@ -8,32 +8,39 @@ Sec-Fetch-Site), and a name that was pointed at this address is not answered (Ho
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 import time
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vidqa.server.errors import ApiError
+from vidqa.server.errors import ApiError, translated
 from vidqa.server.keys import COOKIE, Keys, Rates
 from vidqa.server.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
 # Who runs the server looks at these without a key; they tell nothing of the library.
-_OPEN = re.compile(r"/|/healthz|/readyz|/docs(/.*)?|/openapi\.json|/favicon\.ico|/web/.*")
+_OPEN = re.compile(r"/|/healthz|/readyz|/docs|/openapi\.json|/favicon\.ico|/(web|swagger)/.*")
 # What `<video>` and `<img>` fetch.
 _MEDIA = re.compile(r"/v1/(videos/[^/]+/(stream|subtitles\.vtt)|frames/.*|clips/.*)")
 _UPLOAD = ("POST", "/v1/videos")
 
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+# Swagger's page holds a script and styles of its own, and nothing that a client said.
+_DOCS_POLICY = _POLICY.replace("script-src 'self'", "script-src 'self' 'unsafe-inline'").replace(
+    "style-src 'self'", "style-src 'self' 'unsafe-inline'"
+)
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -77,13 +84,15 @@ class Gate:
             await send({"type": "websocket.close", "code": 1008})
             return
         started = time.perf_counter()
-        status = 500
+        status = 0
+        policy = _DOCS_POLICY if route_path(scope) == "/docs" else _POLICY
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                headers.setdefault("Content-Security-Policy", policy)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -94,9 +103,14 @@ class Gate:
                 await refusal.response()(scope, receive, answer)
             else:
                 await self._app(scope, self._counted(scope, receive), answer)
+        except Exception as error:
+            if status:  # too late for an answer; the connection is cut
+                raise
+            log.exception("%s %s", scope["method"], scope["path"])
+            await translated(error).response()(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.request(route, status, time.perf_counter() - started)
+            self._metrics.request(route, status or 500, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
@@ -106,7 +120,7 @@ class Gate:
             return refusal
         who = self._keys.name_of(headers.get("authorization", "").encode("latin-1"))
         if who is None and method in ("GET", "HEAD") and _MEDIA.fullmatch(path):
-            who = self._keys.name_of_cookie(_cookie(headers))
+            who = next(filter(None, map(self._keys.name_of_cookie, _cookies(headers))), None)
         if who is None:
             return ApiError(
                 401,
@@ -118,7 +132,7 @@ class Gate:
         if wait_seconds:
             return ApiError(
                 429,
-                f"the key {who} has asked too often; try again in {wait_seconds:.0f} s",
+                f"asked too often (key {who}); try again in {math.ceil(wait_seconds)} s",
                 code="rate_limit_exceeded",
                 retry_after_seconds=wait_seconds,
             )
@@ -134,10 +148,11 @@ class Gate:
                 code="wrong_host",
             )
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != host
+        foreign = origin is not None and _place(origin) != host.lower()
+        # A link to here may be followed; frames, objects, pictures and scripts are not for others.
         embedded = (
-            headers.get("sec-fetch-site") == "cross-site"
-            and headers.get("sec-fetch-mode") != "navigate"
+            headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            and headers.get("sec-fetch-dest") != "document"
         )
         if foreign or embedded:
             return ApiError(
@@ -193,9 +208,18 @@ def _hostname(host: str) -> str:
         return ""
 
 
-def _cookie(headers: Headers) -> str:
+def _place(origin: str) -> str:
+    """An Origin without its scheme; nothing for `null` and for what is none."""
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+        return urlsplit(origin).netloc.lower() or "null"
+    except ValueError:
+        return "null"
+
+
+def _cookies(headers: Headers) -> list[str]:
+    """Every cookie of that name: other servers of this machine may have set theirs as well.
+
+    Read as browsers write them; one that is odd hides none of the others.
+    """
+    pairs = [part.partition("=") for line in headers.getlist("cookie") for part in line.split(";")]
+    return [value.strip() for name, _, value in pairs if name.strip() == COOKIE]

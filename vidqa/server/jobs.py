@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from vidqa.containers import shown
 from vidqa.errors import VidqaError
 from vidqa.ingest import IngestOptions, IngestProgress, ingest
 from vidqa.server.gateway import Shelf
@@ -35,7 +36,10 @@ FOLDER = "jobs"
 JOB_ID = r"^job_[0-9a-f]{16}$"
 KEPT_JOBS = 200
 PROGRESS_SECONDS = 0.5
-UNFINISHED = ("queued", "running")
+OPEN = ("queued", "running")
+# Of an upload that still comes in, and how old one is that does not any more.
+UNFINISHED = ".part"
+STALE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,10 @@ class Jobs:
 
     def start(self) -> None:
         """Takes up what was left undone, and then whatever comes."""
+        for shelf in self._shelves.values():
+            _sweep(shelf)
         for job in reversed(self.all()):
-            if job.status in UNFINISHED:
+            if job.status in OPEN:
                 self._waiting.put(job)
         threading.Thread(target=self._work, name="jobs", daemon=True).start()
 
@@ -111,7 +117,7 @@ class Jobs:
                 with self._turn(job.library):
                     # Another worker, or this one earlier, may have done it meanwhile.
                     current = self._read(job.library, job.id)
-                    if current is not None and current.status in UNFINISHED:
+                    if current is not None and current.status in OPEN:
                         self._do(current)
             except Exception:
                 log.exception("job %s broke off", job.id)
@@ -150,7 +156,9 @@ class Jobs:
             return
         # What cannot be read is of no use here; whoever sent it has it still.
         Path(job.path).unlink(missing_ok=True)
-        said = error.replace(job.path, name_of(job.path))
+        with contextlib.suppress(VidqaError):  # the job tells it; the library lists what is there
+            shelf.library.forget_failure(job.path)
+        said = error.replace(shown(job.path), name_of(job.path))
         self._write(replace(job, status="failed", error=said))
 
     @contextlib.contextmanager
@@ -184,12 +192,20 @@ class Jobs:
     def _prune(self, shelf: Shelf) -> None:
         mine = [job for job in self.all() if job.library == shelf.name]
         for job in mine[KEPT_JOBS:]:
-            if job.status not in UNFINISHED:
+            if job.status not in OPEN:
                 (self._folder(shelf.name) / f"{job.id}.json").unlink(missing_ok=True)
 
 
 def uploads_of(shelf: Shelf) -> Path:
-    """Where a library's uploads lie; made if need be."""
-    folder = shelf.library.folder / UPLOADS
+    """Where a library's uploads lie, as a whole path; made if need be."""
+    folder = shelf.library.folder.absolute() / UPLOADS
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _sweep(shelf: Shelf) -> None:
+    """Removes what a killed server had received of uploads; what comes in now is younger."""
+    for draft in (shelf.library.folder / UPLOADS).glob(f".*{UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > STALE_SECONDS:
+                draft.unlink()

@@ -3,9 +3,10 @@
     await Pictures(...).of("data:image/jpeg;base64,...", spec)      -> QuestionImage
 
 A picture is decoded by us, within bounds that are read from its header first. An address is never
-fetched unless its host is on the list; then it is resolved once, every address found must be
-public, and the connection goes to the address that was looked at, under the name that was asked
-for. There are no redirects. So no request of a client reaches this machine or its network.
+fetched unless its host is on the list, with its port where that is not the scheme's own; then it is
+resolved once, every address found must be public, and the connection goes to the address that was
+looked at, under the name that was asked for. There are no redirects. So no request of a client
+reaches this machine or its network.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 import httpx
@@ -26,6 +27,8 @@ from vidqa.stills import question_image
 from vidqa.types import EmbedderSpec, QuestionImage
 
 FETCH_SECONDS = 10.0
+# A picture of the largest size allowed takes some 500 MB while it is read.
+READ_AT_ONCE = 2
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[Address]]]
@@ -41,9 +44,19 @@ async def resolve(host: str, port: int) -> list[Address]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is somebody else's: no loopback, link-local, private, multicast or mapped one."""
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_global and not address.is_multicast
+    """Whether it is somebody else's: no loopback, link-local, private, multicast or mapped one.
+
+    Of IPv6 only what is handed out to hosts, and nothing that carries an IPv4 address to a gateway.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return is_public(address.ipv4_mapped)
+        if address not in _HANDED_OUT or address.sixtofour or address.teredo:
+            return False
+    return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+_HANDED_OUT = ipaddress.IPv6Network("2000::/3")
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,16 @@ class Pictures:
     hosts: frozenset[str] = frozenset()
     resolve: Resolve = resolve
     admits: Callable[[Address], bool] = is_public
+    fetch_seconds: float = FETCH_SECONDS
+    _places: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(READ_AT_ONCE), repr=False, compare=False
+    )
 
     async def of(self, url: str, spec: EmbedderSpec) -> QuestionImage:
         """The picture at a data URL or an allowed address. Raises UsageError, in one line."""
         data = await self.data(url)
         read = functools.partial(question_image, data, spec, max_pixels=self.max_pixels)
-        return await anyio.to_thread.run_sync(read)
+        return await anyio.to_thread.run_sync(read, limiter=self._places)
 
     async def data(self, url: str) -> bytes:
         """The bytes of a picture; not looked into."""
@@ -73,42 +90,54 @@ class Pictures:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise UsageError(f"{url[:80]!r} is no address: {error}") from error
-        if parsed.scheme not in ("http", "https") or parsed.host not in self.hosts:
+        authority = parsed.netloc.decode("ascii")
+        listed = authority in self.hosts or (parsed.port is None and parsed.host in self.hosts)
+        if parsed.scheme not in ("http", "https") or not listed:
             raise UsageError(
-                f"{parsed.scheme}://{parsed.host} is not fetched: send the picture itself as "
-                "data:image/jpeg;base64,..., or start the server with --allow-media-host HOST"
+                f"{parsed.scheme[:20]}://{authority[:80]} is not fetched: send the picture itself "
+                "as data:image/jpeg;base64,..., or start the server with --allow-media-host HOST"
             )
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
-        addresses = await self.resolve(parsed.host, port)
+        try:
+            with anyio.fail_after(self.fetch_seconds):
+                return await self._get(parsed, authority, await self._address(parsed))
+        except TimeoutError as error:
+            raise UsageError(
+                f"{authority} gave no picture within {self.fetch_seconds:g} s"
+            ) from error
+
+    async def _address(self, url: httpx.URL) -> Address:
+        """The one that is asked; all that the name leads to must be public."""
+        host = url.raw_host.decode("ascii")
+        addresses = await self.resolve(host, url.port or (443 if url.scheme == "https" else 80))
         refused = [one for one in addresses if not self.admits(one)]
         if refused or not addresses:
             where = ", ".join(map(str, refused)) or "nowhere"
-            raise UsageError(f"{parsed.host} leads to {where}, which is not public: not fetched")
-        return await self._get(parsed, addresses[0])
+            raise UsageError(f"{host} leads to {where}, which is not public: not fetched")
+        return addresses[0]
 
-    async def _get(self, url: httpx.URL, address: Address) -> bytes:
+    async def _get(self, url: httpx.URL, authority: str, address: Address) -> bytes:
         """Asks the address itself, so that a second look-up cannot lead elsewhere."""
         target = url.copy_with(host=str(address), fragment=None, userinfo=b"")
-        headers = {"Host": url.netloc.decode("ascii").rpartition("@")[2]}
+        # What is compressed could unfold to any size before it is counted.
+        headers = {"Host": authority, "Accept-Encoding": "identity"}
+        name = {"sni_hostname": url.raw_host.decode("ascii")}
         try:
             async with (
-                httpx.AsyncClient(timeout=FETCH_SECONDS, trust_env=False) as client,
-                client.stream(
-                    "GET", target, headers=headers, extensions={"sni_hostname": url.host}
-                ) as response,
+                httpx.AsyncClient(timeout=self.fetch_seconds, trust_env=False) as client,
+                client.stream("GET", target, headers=headers, extensions=name) as response,
             ):
                 if response.status_code != 200:
-                    raise UsageError(f"{url.host} answered {response.status_code}: no picture")
-                held = b""
-                async for piece in response.aiter_bytes():
+                    raise UsageError(f"{authority} answered {response.status_code}: no picture")
+                held = bytearray()
+                async for piece in response.aiter_raw():
                     held += piece
                     if len(held) > self.max_bytes:
                         raise UsageError(
-                            f"{url.host} sent more than the {self.max_bytes / 2**20:g} MiB allowed"
+                            f"{authority} sent more than the {self.max_bytes / 2**20:g} MiB allowed"
                         )
-                return held
+                return bytes(held)
         except httpx.HTTPError as error:
-            raise UsageError(f"{url.host} gave no picture ({type(error).__name__})") from error
+            raise UsageError(f"{authority} gave no picture ({type(error).__name__})") from error
 
 
 def _decoded(url: str) -> bytes:

@@ -37,6 +37,10 @@ GRACE_SECONDS = 120
 DEFAULT_LIBRARY = "default"
 
 
+def _silent(state: str, detail: str) -> None:
+    """Who does not care what the engine does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """What is served besides the settings: more libraries and adapters, by name, and the keys."""
@@ -58,12 +62,19 @@ class ServeOptions:
                     )
 
 
-def build(settings: Settings, options: ServeOptions) -> FastAPI:
-    """The application of one process. Raises LibraryError, ModelError."""
+def build(
+    settings: Settings, options: ServeOptions, on_engine: Callable[[str, str], None] = _silent
+) -> FastAPI:
+    """The application of one process. Raises LibraryError, ModelError.
+
+    `on_engine` hears the engine's state and what it is doing, as often as that changes.
+    """
     metrics = Metrics()
     folders = [(DEFAULT_LIBRARY, settings.index), *options.libraries]
     shelves = [open_shelf(settings, name, folder, metrics) for name, folder in folders]
-    answerer = Answerer(lambda tell: endpoint(settings, tell, options.adapters), metrics)
+    answerer = Answerer(
+        lambda tell: endpoint(settings, tell, options.adapters), metrics, on_change=on_engine
+    )
     names = [name for name, _ in options.adapters]
     return create_app(Gateway(settings, shelves, answerer, metrics, names), options.keys)
 
@@ -72,8 +83,12 @@ def serve(
     settings: Settings,
     options: ServeOptions,
     on_listening: Callable[[str], None] = lambda url: None,
+    on_engine: Callable[[str, str], None] = _silent,
 ) -> None:
-    """Serves until it is told to end. `on_listening` is given the address of the page."""
+    """Serves until it is told to end. `on_listening` is given the address of the page.
+
+    `on_engine` is as in `build`; of several workers nothing is heard.
+    """
     if not is_loopback(settings.host) and not options.keys:
         raise UsageError(
             f"--host {settings.host} lets other machines in, which needs a key: name a file with "
@@ -81,7 +96,7 @@ def serve(
         )
     listening = listen(settings.host, settings.port)
     with listening:
-        config = _configuration(settings, options)
+        config = _configuration(settings, options, on_engine)
         on_listening(address(settings, listening.getsockname()[1]))
         if options.workers == 1:
             uvicorn.Server(config).run(sockets=[listening])
@@ -89,10 +104,12 @@ def serve(
             _with_workers(config, settings, options, listening)
 
 
-def _configuration(settings: Settings, options: ServeOptions) -> uvicorn.Config:
+def _configuration(
+    settings: Settings, options: ServeOptions, on_engine: Callable[[str, str], None]
+) -> uvicorn.Config:
     several = options.workers > 1
     return uvicorn.Config(
-        "vidqa.server.run:from_environment" if several else build(settings, options),
+        "vidqa.server.run:from_environment" if several else build(settings, options, on_engine),
         factory=several,
         workers=options.workers,
         root_path=(settings.root_path or "").rstrip("/"),

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlencode
 
+from vidqa.containers import shown
 from vidqa.prompt import time_range
 from vidqa.select import spread
 from vidqa.server.gateway import Gateway, Shelf
@@ -147,7 +148,7 @@ def failure_shape(failure: Failure) -> dict[str, Any]:
     name = name_of(failure.path)
     return {
         "video": name,
-        "error": failure.error.replace(failure.path, name),
+        "error": failure.error.replace(shown(failure.path), name),
         "failed_at": failure.failed_at.isoformat(),
     }
 

@@ -8,13 +8,13 @@ ours, and are the only files that are ever deleted.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -22,17 +22,19 @@ import anyio
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, Response
-from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from vidqa.clips import cut_async
+from vidqa.containers import shown
 from vidqa.discover import VIDEO_SUFFIXES
 from vidqa.errors import LibraryError, VideoError
 from vidqa.server.errors import ApiError
 from vidqa.server.gateway import Gateway, Shelf
-from vidqa.server.jobs import Jobs, uploads_of
+from vidqa.server.jobs import UNFINISHED, Jobs, uploads_of
 from vidqa.server.schemas import Seconds, VideoId
 from vidqa.server.shapes import CONTENT_TYPES, Shapes, failure_shape, name_of, text_shape
-from vidqa.server.state import content, errors, gateway_of, jobs_of
+from vidqa.server.state import clips_of, content, errors, gateway_of, jobs_of
 from vidqa.store import VideoRow
 from vidqa.types import Picture
 
@@ -40,6 +42,9 @@ MAX_CLIP_SECONDS = 600.0
 # Each is a process that decodes and encodes on one core.
 CLIPS_AT_ONCE = 2
 MAX_NAME_BYTES = 200
+# What uploads leave of a disk: the library writes there as well.
+RESERVE_BYTES = 2**30
+CHECKED_BYTES = 64 * 2**20
 # A kept picture changes only when its video is ingested anew, which changes its tag.
 _CACHED = "private, max-age=600"
 
@@ -65,7 +70,9 @@ def listing(gateway: Gateway, shelf: Shelf, limit: int, after: str | None) -> di
     """A page of the videos, and what failed; agents' tools use it as well."""
     rows = shelf.library.videos()
     ids = [row.video.video_id for row in rows]
-    first = ids.index(after) + 1 if after in ids else 0
+    if after is not None and after not in ids:  # from the start again would be a list without end
+        raise _no_video(shelf, after)
+    first = ids.index(after) + 1 if after is not None else 0
     shapes = Shapes(gateway, shelf)
     return {
         "object": "list",
@@ -100,7 +107,11 @@ def row_of(shelf: Shelf, video_id: str) -> VideoRow:
     for row in shelf.library.videos():
         if row.video.video_id == video_id:
             return row
-    raise ApiError(
+    raise _no_video(shelf, video_id)
+
+
+def _no_video(shelf: Shelf, video_id: str) -> ApiError:
+    return ApiError(
         404,
         f"no video {video_id} in {shelf.name}; GET /v1/videos lists them",
         code="video_not_found",
@@ -110,6 +121,7 @@ def row_of(shelf: Shelf, video_id: str) -> VideoRow:
 # ---------------------------------------------------------------- what is seen of them
 
 
+@router.head("/v1/videos/{video_id}/stream", include_in_schema=False)
 @router.get(
     "/v1/videos/{video_id}/stream",
     summary="The file, with ranges",
@@ -138,10 +150,13 @@ def file_of(shelf: Shelf, video_id: str) -> str:
     row = row_of(shelf, video_id)
     changed = False
     for path in row.paths:
-        with contextlib.suppress(OSError):
-            if os.path.isfile(path) and os.stat(path).st_size == row.video.size_bytes:
-                return path
-            changed = True
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode) and status.st_size == row.video.size_bytes:
+            return path
+        changed = True
     if changed:
         raise ApiError(
             409,
@@ -156,6 +171,7 @@ def file_of(shelf: Shelf, video_id: str) -> str:
     )
 
 
+@router.head("/v1/frames/{video_id}/{seconds}.jpg", include_in_schema=False)
 @router.get(
     "/v1/frames/{video_id}/{seconds}.jpg",
     summary="One frame",
@@ -177,7 +193,7 @@ async def frame(
         "ETag": tag,
         "X-Frame-Seconds": f"{found.seconds:.3f}",
     }
-    if request.headers.get("if-none-match") == tag:
+    if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(found.jpeg, media_type="image/jpeg", headers=headers)
 
@@ -197,6 +213,7 @@ def pictures_at(shelf: Shelf, video_id: str, seconds: Sequence[float]) -> list[P
         ) from error
 
 
+@router.head("/v1/videos/{video_id}/subtitles.vtt", include_in_schema=False)
 @router.get(
     "/v1/videos/{video_id}/subtitles.vtt",
     summary="The subtitles",
@@ -228,9 +245,6 @@ def _cue(text: str) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-_cutting = asyncio.Semaphore(CLIPS_AT_ONCE)
-
-
 @router.get(
     "/v1/clips/{video_id}",
     summary="A clip as MP4",
@@ -257,22 +271,46 @@ async def clip(
     folder = tempfile.mkdtemp(prefix="vidqa-clip-")
     target = Path(folder) / "clip.mp4"
     try:
-        async with _cutting:
-            await cut_async(path, start, end, target)
+        async with clips_of(request):
+            await _while_there(request, cut_async(path, start, end, target))
     except VideoError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        reason = str(error).replace(path, name_of(path))
+        reason = str(error).replace(shown(path), name_of(path))
         raise ApiError(422, reason, code="no_clip") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     name = f"{PurePath(name_of(path)).stem}_{start:g}-{end:g}.mp4"
-    return FileResponse(
-        target,
-        media_type="video/mp4",
-        filename=name,
-        background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True),
-    )
+    return _Passing(target, media_type="video/mp4", filename=name)
+
+
+class _Passing(FileResponse):
+    """A file that goes with its folder once it was sent, or could not be."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            shutil.rmtree(Path(self.path).parent, ignore_errors=True)
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, None]) -> None:
+    """Work that is cancelled when its client leaves. Raises ClientDisconnect then."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    running, leaving = asyncio.create_task(work), asyncio.create_task(left())
+    try:
+        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise ClientDisconnect
+        await running
+    finally:
+        for task in (running, leaving):
+            task.cancel()
+        await asyncio.wait((running, leaving))
 
 
 # ---------------------------------------------------------------- what comes and goes
@@ -304,17 +342,21 @@ async def upload(
             "'.../v1/videos?name=FILE'",
         )
     wanted = safe_name(name)
-    folder = uploads_of(shelf)
-    _check_space(folder, request.headers.get("content-length"))
-    draft = folder / f".{secrets.token_hex(8)}.part"
     try:
-        await _receive(request, draft)
-        path = await gateway.run(_settle, draft, folder, wanted)
+        folder = uploads_of(shelf)
+        _check_space(folder, int(request.headers.get("content-length", "0")))
+        draft = folder / f".{secrets.token_hex(8)}{UNFINISHED}"
+        try:
+            await _receive(request, draft)
+            path = await gateway.run(_settle, draft, folder, wanted)
+        finally:
+            draft.unlink(missing_ok=True)
+        job = await gateway.run(jobs_of(request).add, shelf, path)
     except OSError as error:
-        raise ApiError(507, f"{wanted} could not be kept: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
-    return dict(jobs_of(request).add(shelf, path).shape())
+        raise ApiError(
+            507, f"{wanted} could not be kept: {error.strerror}", code="no_space"
+        ) from error
+    return dict(job.shape())
 
 
 def safe_name(name: str) -> str:
@@ -334,20 +376,26 @@ def safe_name(name: str) -> str:
     return stem.encode("utf-8", "replace")[:room].decode("utf-8", "ignore") + suffix
 
 
-def _check_space(folder: Path, length: str | None) -> None:
+def _check_space(folder: Path, more_bytes: int) -> None:
+    """Raises ApiError 413 where so many bytes more would fill the disk."""
     free = shutil.disk_usage(folder).free
-    if length and length.isdigit() and int(length) > free:
+    if more_bytes > free - RESERVE_BYTES:
         raise ApiError(
-            413, f"the file has {int(length)} bytes, and {free} are free here", code="no_space"
+            413,
+            f"{free / 2**30:.1f} GiB are free here, of which {RESERVE_BYTES / 2**30:g} are kept",
+            code="no_space",
         )
 
 
 async def _receive(request: Request, draft: Path) -> None:
     """Writes the body to disk as it comes; a megabyte of it is in memory at most."""
-    received = 0
+    received = checked = 0
     async with await anyio.open_file(draft, "wb") as file:
         async for piece in request.stream():
             received += len(piece)
+            if received - checked > CHECKED_BYTES:  # what comes in chunks did not say its size
+                _check_space(draft.parent, 0)
+                checked = received
             await file.write(piece)
         await file.flush()
         await anyio.to_thread.run_sync(os.fsync, file.wrapped.fileno())
@@ -356,12 +404,13 @@ async def _receive(request: Request, draft: Path) -> None:
 
 
 def _settle(draft: Path, folder: Path, name: str) -> Path:
-    """Gives an upload its name, or the next one that is free."""
+    """Gives an upload its name, or the next one that is free; nothing is ever replaced."""
     for path in _names(folder, name):
         try:
-            os.link(draft, path)  # unlike a rename it never replaces
+            path.touch(exist_ok=False)
         except FileExistsError:
             continue
+        draft.replace(path)
         return path
     raise AssertionError("names do not run out")
 

@@ -41,11 +41,34 @@ export function skeletonCards(count = 8) {
   return h("ul", { class: "cards", "aria-hidden": "true" }, ...bones);
 }
 
+let shape = 16 / 9;
+
+/** Places for pictures take the shape that most videos of the library have. */
+export function takeShape(videos) {
+  const counts = new Map();
+  for (const { width, height } of videos) {
+    const one = Math.round((20 * width) / height) / 20;
+    counts.set(one, (counts.get(one) ?? 0) + 1);
+  }
+  const [most] = [...counts].sort((a, b) => b[1] - a[1])[0] ?? [shape];
+  shape = Math.min(Math.max(most, 4 / 3), 16 / 9);
+  document.documentElement.style.setProperty("--shape", shape);
+}
+
+/** A picture of quite another shape is shown whole, with room beside it. */
+export function fitShape(image) {
+  image.addEventListener("load", () => {
+    const own = image.naturalWidth / image.naturalHeight;
+    image.classList.toggle("whole", Math.abs(own / shape - 1) > 0.15);
+  });
+  return image;
+}
+
 /** The middle frame at rest; moving across the picture leafs through all of them. */
 function frames(moment) {
   const urls = moment.thumbnail_urls;
   const rest = Math.floor(urls.length / 2);
-  const image = picture(urls[rest], "");
+  const image = fitShape(picture(urls[rest], ""));
   const ticks = h("span", { class: "ticks" }, ...urls.map(() => h("i")));
   const box = h("span", { class: "frames" }, image, urls.length > 1 ? ticks : null);
   let shown = rest;

@@ -33,7 +33,9 @@ async function refresh() {
   const names = info.libraries.map((library) => library.name);
   if (currentLibrary() !== null && !names.includes(currentLibrary())) useLibrary(null);
   fill(byId("libraries"), names, libraryName());
-  fill(byId("models"), info.models, byId("models").value || info.models[0]);
+  // `vidqa:holidays` is `vidqa` asking another library, which is chosen apart.
+  const models = info.models.filter((name) => !name.includes(":"));
+  fill(byId("models"), models, byId("models").value || models[0]);
   show(info.engine);
 }
 

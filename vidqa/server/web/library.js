@@ -2,7 +2,7 @@
 
 import { json, path } from "./api.js";
 import { emit, on } from "./bus.js";
-import { roving, skeletonCards } from "./cards.js";
+import { fitShape, roving, skeletonCards, takeShape } from "./cards.js";
 import { confirmDelete } from "./delete.js";
 import { byId, h, iconButton, picture, textButton } from "./dom.js";
 import { filters } from "./filters.js";
@@ -23,6 +23,7 @@ export async function refresh() {
   if (!listing) section.replaceChildren(skeletonCards());
   try {
     listing = await all();
+    takeShape(listing.data);
     render();
   } catch (error) {
     listing = null;
@@ -82,7 +83,7 @@ function card(video) {
     h("button", {
       class: "card-open", label: ["open_video", { video: video.video }],
       on: { click: () => emit("play", { videoId: video.id, cue: true }) },
-    }, h("span", { class: "frames" }, picture(video.thumbnail_url, ""),
+    }, h("span", { class: "frames" }, fitShape(picture(video.thumbnail_url, "")),
       h("span", { class: "length times" }, clock(video.duration_seconds)))),
     h("div", { class: "card-text" },
       h("span", { class: "video-name", title: video.video }, video.video),

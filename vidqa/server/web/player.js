@@ -119,7 +119,7 @@ async function describe(opened) {
   opened.detail = detail;
   parts.title.textContent = detail.video;
   parts.title.title = detail.video;
-  parts.screen.style.setProperty("--ratio", `${detail.width || 16} / ${detail.height || 9}`);
+  panel.style.setProperty("--ratio", `${detail.width || 16} / ${detail.height || 9}`);
   sayAttribute(parts.screen, "aria-label", "screen_of", { video: detail.video });
   parts.line = timeline(detail, seekTo);
   parts.strip = scenesStrip(detail, ({ start_seconds: start, end_seconds: end }) =>
@@ -135,9 +135,14 @@ async function describe(opened) {
 }
 
 function problem(error) {
-  say(now.parts.note, "player_problem", { message: error.message });
-  now.parts.note.hidden = false;
+  now.broken = true;
+  note("player_problem", { message: error.message });
   now.parts.more.replaceChildren();
+}
+
+function note(key, values) {
+  say(now.parts.note, key, values);
+  now.parts.note.hidden = false;
 }
 
 function addSubtitles(detail) {
@@ -205,6 +210,7 @@ async function loadClip(opened, start, end) {
     if (now !== opened || opened.clipEnd !== end) return;
     URL.revokeObjectURL(opened.blob);
     video.src = opened.blob = URL.createObjectURL(blob);
+    note("note_clip");
     if (opened.playing) run();
   } catch (error) {
     if (error.name !== "AbortError" && now === opened) failed();
@@ -222,14 +228,15 @@ function clipAround(seconds) {
   return [from, Math.min(end, from + longest)];
 }
 
-const failed = () => fallBack(now.mode === "file" ? "clip" : "frames");
+function failed() {
+  if (!now.broken) fallBack(now.mode === "file" ? "clip" : "frames");
+}
 
 function fallBack(mode) {
   const playing = now.playing;
   now.at = now.want ?? now.at;
   load(mode);
-  say(now.parts.note, mode === "clip" ? "note_clip" : "note_frames");
-  now.parts.note.hidden = false;
+  if (mode === "frames") note("note_frames");
   showCaptions();
   if (playing) run();
   showState();

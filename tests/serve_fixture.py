@@ -31,6 +31,7 @@ from vidqa.config import Settings
 from vidqa.demo import films as playground
 from vidqa.demo import show, world
 from vidqa.ingest import ingest
+from vidqa.server.jobs import OPEN
 from vidqa.wiring import ingest_options, open_library
 
 KEY = "a-key-of-more-than-sixteen-signs"
@@ -178,6 +179,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def environment(served: Served) -> dict[str, str]:
     """What a program needs to find the server, by the names that OpenAI's clients read."""
     return os.environ | {"OPENAI_BASE_URL": f"{served.url}v1", "OPENAI_API_KEY": served.key}
+
+
+def take_out_uploads(served: Served) -> None:
+    """Leaves the library as it was, once nothing is taken in any more."""
+    deadline = time.monotonic() + ENDS_SECONDS
+    while {job["status"] for job in served.http.get("v1/jobs").json()["data"]} & {*OPEN}:
+        assert time.monotonic() < deadline, "an upload is not taken in"
+        time.sleep(0.1)
+    for video in served.http.get("v1/videos").json()["data"]:
+        if video["uploaded"]:
+            served.http.delete(f"v1/videos/{video['id']}")
 
 
 # ---------------------------------------------------------------- shared by all files of tests

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -105,6 +106,13 @@ def served(
         finally:
             server.should_exit = True
             thread.join()
+
+
+def described() -> dict[str, Any]:
+    """The description as the application gives it; no library and no model are needed for that."""
+    metrics = Metrics()
+    answerer = Answerer(lambda tell: Endpoint("", None, None), metrics)
+    return create_app(Gateway(Settings(), [], answerer, metrics), Keys()).openapi()
 
 
 def follow(folder: Path) -> Library:

@@ -15,16 +15,24 @@ from conftest import REPOSITORY
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.md"))]
 
 # Why a command of the documentation is not run here; it says so itself: `command  # needs: REASON`.
-REASONS = {"a model hub", "a package index", "a GPU", "minutes and the real vLLM"}
+# A comment that begins a block is about all of it. What needs a running server is run by
+# test_readme_e2e.py, the Python of the documentation as well.
+REASONS = {
+    "a model hub", "a package index", "a GPU", "minutes and the real vLLM", "a running server",
+}  # fmt: skip
 
 _FENCE = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"(?P<command>.*?)(?:\s+#\s*(?P<comment>.*))?$")
 
 
 def commands(document: Path) -> list[tuple[str, str]]:
-    """Each command of a document, in order, with its comment."""
+    """Each command of a document, in order, with its comment; a block with one need is one."""
     found = []
     for language, body in _FENCE.findall(document.read_text(encoding="utf-8")):
+        if body.startswith("# needs: "):
+            comment, _, command = body.partition("\n")
+            found.append((command, comment.removeprefix("# ")))
+            continue
         for line in body.splitlines():
             if language == "console":
                 if not line.startswith("$ "):

@@ -22,20 +22,13 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from serve_parts import Served, served
+from serve_parts import Served, described, served
 
-from vidqa.config import Settings
 from vidqa.errors import VideoError
 from vidqa.ingest import IngestOptions, ingest
 from vidqa.library import Library
 from vidqa.server import jobs
-from vidqa.server.app import create_app
-from vidqa.server.engine import Answerer
-from vidqa.server.gateway import Gateway
-from vidqa.server.keys import Keys
-from vidqa.server.metrics import Metrics
 from vidqa.server.schemas import VIDEO_ID
-from vidqa.wiring import Endpoint
 
 CHECKS = [
     not_a_server_error,
@@ -76,13 +69,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def _no_video(*arguments: object) -> NoReturn:
     """Made-up bytes are no video; a process for each would take most of the time."""
     raise VideoError("these bytes are no video")
-
-
-def described() -> Any:
-    """The description as the application gives it; no library and no model are needed for that."""
-    metrics = Metrics()
-    answerer = Answerer(lambda tell: Endpoint("", None, None), metrics)
-    return create_app(Gateway(Settings(), [], answerer, metrics), Keys()).openapi()
 
 
 schema = schemathesis.openapi.from_dict(described(), config=SchemathesisConfig.from_dict(CONFIG))

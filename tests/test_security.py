@@ -123,7 +123,7 @@ def proxied(
             server_names="films.example",
             max_upload_gib=1.0,
         ) as server,
-        running(request.param(folder, port, server), port),
+        running(request.param(folder, port, server), folder, port),
     ):
         root = f"https://films.example:{port}/vidqa/"
         with httpx.Client(
@@ -153,13 +153,13 @@ class Named(httpx.HTTPTransport):
 
 
 @contextmanager
-def running(command: list[str], port: int) -> Iterator[None]:
+def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
     def listens() -> bool:
         assert process.poll() is None, process.communicate()
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    environment = {**os.environ, "HOME": str(Path(command[2]).parent)}
+    environment = {**os.environ, "HOME": str(folder)}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )

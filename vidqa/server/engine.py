@@ -38,7 +38,8 @@ STARTING_RETRY_SECONDS = 5.0
 class Answerer:
     """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes.
 
-    It is looked at every `look_seconds`, and tried again `retry_seconds` after it failed.
+    It is looked at every `look_seconds`, and tried again `retry_seconds` after it failed; without
+    `watch` it sleeps until it is woken. `on_change` hears state and detail.
     """
 
     def __init__(

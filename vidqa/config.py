@@ -208,7 +208,7 @@ class Settings:
     )
     media_hosts: str | None = _setting(
         None,
-        "Hosts that pictures may be fetched from, with commas between.",
+        "Hosts that pictures may be fetched from, HOST or HOST:PORT, with commas between.",
         kind=str,
         flag="--allow-media-host",
     )

@@ -405,6 +405,7 @@ def test_a_card_gets_a_share_of_memory_and_a_cpu_a_size(options: EngineOptions) 
 
 def test_the_server_is_offline_and_gets_nobody_elses_secrets() -> None:
     given = {"HF_TOKEN": "1", "OPENAI_API_KEY": "2", "DB_PASSWORD": "3", "PATH": "/bin"}
+    given |= {"VIDQA_SERVE_KEYS": "alice:4"}
     environment = server_environment("ours", given, on_cpu=True)
     assert environment["VLLM_API_KEY"] == "ours"
     assert environment["HF_HUB_OFFLINE"] == "1"

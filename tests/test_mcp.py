@@ -24,7 +24,8 @@ from test_server_chat import Endless
 from vidqa.errors import EngineError
 from vidqa.library import Library
 from vidqa.server.keys import Keys
-from vidqa.server.tools import ToolFailed, Tools, without_folders
+from vidqa.server.tool_texts import without_folders
+from vidqa.server.tools import ToolFailed, Tools
 from vidqa.types import TextSpan
 from vidqa.wiring import Endpoint
 

@@ -133,7 +133,7 @@ def test_a_call_that_is_cancelled_ends_the_work_of_the_model(index: Path) -> Non
         agent(command(index, "--base-url", endpoint.base_url)) as mine,
     ):
         asked = mine.start("ask_library", question="Where is the yellow house?")
-        until(lambda: bool(endpoint.requests), seconds=20)
+        until(lambda: bool(endpoint.requests), seconds=60)
         asked.cancel()
         assert gone.wait(10), "the endpoint went on writing"
         assert data_of(mine.call("list_videos"))["total"] == 1
@@ -172,7 +172,7 @@ def test_it_ends_when_stdin_does(index: Path) -> None:
         say(process.stdin, HELLO, READY)
         assert process.stdout is not None
         process.stdout.readline()
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -188,8 +188,8 @@ def test_it_ends_in_the_middle_of_an_answer(index: Path) -> None:
             READY,
             call(2, "ask_library", question="Where is the yellow house?"),
         )
-        until(lambda: bool(endpoint.requests), seconds=20)
-        process.communicate(timeout=20)
+        until(lambda: bool(endpoint.requests), seconds=60)
+        process.communicate(timeout=60)
         assert process.returncode == 0
         assert gone.wait(10), "the endpoint went on writing"
 
@@ -201,14 +201,14 @@ def test_it_ends_quietly_when_nobody_reads(index: Path) -> None:
         say(process.stdin, HELLO)
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
 
 
 def test_a_library_that_is_not_there_is_told_on_stderr(tmp_path: Path) -> None:
     with started(tmp_path / "none") as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert out == ""
     assert "vidqa ingest" in err

@@ -17,6 +17,7 @@ import pytest
 from fakes import FakeEmbedder
 from PIL import Image
 
+from vidqa import stills
 from vidqa.errors import UsageError
 from vidqa.server import pictures as module
 from vidqa.server.pictures import Address, Pictures, is_public, resolve
@@ -116,7 +117,7 @@ def test_no_more_pictures_are_read_at_once_than_memory_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, most, turn = 0, 0, threading.Lock()
-    original = module.read_image
+    original = stills.read_image
 
     def watched(data: bytes, *, max_pixels: int) -> Image.Image:
         nonlocal now, most
@@ -128,7 +129,7 @@ def test_no_more_pictures_are_read_at_once_than_memory_allows(
             now -= 1
         return original(data, max_pixels=max_pixels)
 
-    monkeypatch.setattr(module, "read_image", watched)
+    monkeypatch.setattr(stills, "read_image", watched)
     pictures = Pictures(max_pixels=10**6, max_bytes=10**5)
 
     async def many() -> None:

@@ -170,6 +170,11 @@ def test_a_store_that_stays_locked_is_busy(
         add(store, "a")
 
 
+def test_a_video_is_pictured_by_the_middle_of_its_middle_scene(store: Store) -> None:
+    add(store, "a", frames=6)  # scenes of two seconds: 0 to 2, 2 to 4, 4 to 6
+    assert [row.poster_seconds for row in store.videos()] == [3.0]
+
+
 # ---------------------------------------------------------------- --where
 
 

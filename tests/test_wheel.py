@@ -135,8 +135,11 @@ def test_without_its_libraries_the_doctor_names_them_and_the_command(light: Path
     assert "Traceback" not in report
 
 
-def test_without_its_libraries_the_server_names_them_and_the_command(light: Path) -> None:
-    report = run(light / "vidqa", "serve", "--config", "demo", "--json", expect=1)
+@pytest.mark.parametrize("command", ["serve", "mcp"])
+def test_without_its_libraries_the_server_names_them_and_the_command(
+    light: Path, command: str
+) -> None:
+    report = run(light / "vidqa", command, "--config", "demo", "--json", expect=1)
     error = json.loads(report)
     assert error["error"] == "MissingExtra"
     assert "fastapi" in error["message"]

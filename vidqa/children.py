@@ -10,13 +10,19 @@ import signal
 import sys
 from pathlib import Path
 
+_SECRETS = ("VIDQA_SERVE", "VIDQA_API_KEY")
+
 
 def environment() -> dict[str, str]:
-    """The child finds the modules that its parent found, and starts no thread pools."""
+    """The child finds the modules that its parent found, and starts no thread pools.
+
+    It decodes other people's files, and is not told a server's keys.
+    """
     package_root = str(Path(__file__).resolve().parent.parent)
     search = [entry for entry in sys.path if entry]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)}
     return {
-        **os.environ,
+        **kept,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys([*search, package_root])),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

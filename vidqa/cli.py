@@ -332,9 +332,9 @@ def serve(
     vidqa serve --library cats=~/cats --port 9000  two libraries: vidqa and vidqa:cats
     vidqa serve --host 0.0.0.0 --api-key-file keys for others too; put a proxy with TLS in front
 
-    The endpoint is http://127.0.0.1:8080/v1, the model is vidqa; /docs lists everything. vLLM is
-    started with it and kept warm. What is ingested meanwhile is found without a restart. Ctrl-C
-    lets answers finish.
+    The endpoint is http://127.0.0.1:8080/v1, the model is vidqa; /docs lists everything. Agents
+    find their tools at http://127.0.0.1:8080/mcp. vLLM is started with it and kept warm. What is
+    ingested meanwhile is found without a restart. Ctrl-C lets answers finish.
     """
     import os
 
@@ -359,10 +359,11 @@ def serve(
         else:
             run.say(f"vidqa serves {run.settings.index} at {url}")
 
-    def engine(state: str, detail: str) -> None:
-        run.note(f"{'' if state == 'starting' else f'{state}: '}{detail}")
+    serve_library(run.settings, options, listening, functools.partial(_note_engine, run))
 
-    serve_library(run.settings, options, listening, engine)
+
+def _note_engine(run: Run, state: str, detail: str) -> None:
+    run.note(f"{'' if state == 'starting' else f'{state}: '}{detail}")
 
 
 @verb(
@@ -402,9 +403,13 @@ def mcp(
     ask_library starts vLLM; the others need none. It ends when stdin does. A running vidqa serve
     offers the same tools at http://127.0.0.1:8080/mcp, with the same keys.
     """
+    from vidqa.server import check_extra
+
+    check_extra()
     from vidqa.server.stdio import serve_stdio
 
-    serve_stdio(run.settings, _named_folders("--library", libraries), run.note)
+    named = _named_folders("--library", libraries)
+    serve_stdio(run.settings, named, functools.partial(_note_engine, run))
 
 
 def _named_folders(flag: str, given: list[str]) -> tuple[tuple[str, Path], ...]:

@@ -24,7 +24,7 @@ SMALL_MACHINE_CPUS = 8
 MAX_FRAMES_OF_ONE_VIDEO = 768
 NO_DOMAIN = "media.invalid"  # RFC 2606: never resolves
 
-_SECRET_NAMES = ("_TOKEN", "_KEY", "_SECRET", "_PASSWORD")
+_SECRET_NAMES = ("_TOKEN", "_KEY", "_KEYS", "_SECRET", "_PASSWORD")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,10 @@ _VIDEO_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class VideoRow:
-    """A video as the store knows it: `video.path` is the first of its `paths`."""
+    """A video as the store knows it: `video.path` is the first of its `paths`.
+
+    `poster_seconds` is the middle of its middle scene, where no cut and no fade is.
+    """
 
     video: Video
     paths: tuple[str, ...]
@@ -124,6 +127,7 @@ class VideoRow:
     recipe: str
     ingested_at: datetime
     pictures_file: str | None
+    poster_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,12 +416,15 @@ class Store:
             rows = connection.execute(
                 f"""
                 SELECT {_VIDEO_COLUMNS}, a.paths, coalesce(s.n, 0), coalesce(n.n, 0),
-                       v.recipe, v.ingested_at AT TIME ZONE 'UTC', v.pictures_file
+                       v.recipe, v.ingested_at AT TIME ZONE 'UTC', v.pictures_file,
+                       coalesce(s.middle, v.duration_seconds / 2)
                 FROM videos v
                 JOIN (SELECT video_id, list(path ORDER BY added_at, path) AS paths
                       FROM files GROUP BY video_id) a USING (video_id)
                 JOIN files f ON f.video_id = v.video_id AND f.path = a.paths[1]
-                LEFT JOIN (SELECT video_id, count(*) AS n FROM scenes GROUP BY video_id) s
+                LEFT JOIN (SELECT video_id, count(*) AS n,
+                                  quantile_disc((start_seconds + end_seconds) / 2, 0.5) AS middle
+                           FROM scenes GROUP BY video_id) s
                     ON s.video_id = v.video_id
                 LEFT JOIN (SELECT video_id, count(*) AS n FROM frames GROUP BY video_id) n
                     ON n.video_id = v.video_id
@@ -433,6 +440,7 @@ class Store:
                 recipe=row[14],
                 ingested_at=row[15].replace(tzinfo=UTC),
                 pictures_file=row[16],
+                poster_seconds=row[17],
             )
             for row in rows
         ]

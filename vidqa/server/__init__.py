@@ -16,7 +16,8 @@
     metrics.py     what Prometheus is told
     errors.py      every error in OpenAI's shape
     tools.py       the tools for agents: search, ask, frames, list, outline
-    tool_schemas.py   what they take and give
+    tool_schemas.py  what they take and give
+    tool_texts.py  how they say it
     mcp.py         their protocol, over HTTP and stdio
     stdio.py       `vidqa mcp`: the tools without a server
     web/           the page

@@ -36,7 +36,11 @@ STARTING_RETRY_SECONDS = 5.0
 
 
 class Answerer:
-    """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes."""
+    """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes.
+
+    It is looked at every `look_seconds`, and tried again `retry_seconds` after it failed; without
+    `watch` it sleeps until it is woken. `on_change` hears state and detail.
+    """
 
     def __init__(
         self,
@@ -45,7 +49,11 @@ class Answerer:
         *,
         watch: bool = True,
         on_change: Callable[[str, str], None] = lambda state, detail: None,
+        look_seconds: float = LOOK_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
+        self._look_seconds = look_seconds
+        self._retry_seconds = retry_seconds
         self.state = "starting"
         self.detail = "starting"
         self._on_change = on_change
@@ -97,7 +105,7 @@ class Answerer:
             503,
             f"the model does not answer yet: {self.detail}",
             code="engine_failed" if failed else "engine_starting",
-            retry_after_seconds=RETRY_SECONDS if failed else STARTING_RETRY_SECONDS,
+            retry_after_seconds=self._retry_seconds if failed else STARTING_RETRY_SECONDS,
         )
 
     async def _keep(self) -> None:
@@ -108,11 +116,11 @@ class Answerer:
             except VidqaError as error:
                 self._become("failed", str(error).split("\n", 1)[0])
                 log.warning("%s", error)
-                await self._pause(RETRY_SECONDS)
+                await self._pause(self._retry_seconds)
             except Exception as error:  # whatever it is, it must not end the watch
                 self._become("failed", f"{type(error).__name__}: {error}")
                 log.exception("the engine could not be started")
-                await self._pause(RETRY_SECONDS)
+                await self._pause(self._retry_seconds)
 
     async def _reach(self) -> None:
         self._become("starting", "starting")
@@ -126,7 +134,7 @@ class Answerer:
         try:
             await client.models()
             name = await client.model()
-        except EndpointError:
+        except BaseException:
             await client.close()
             raise
         self._client, old = client, self._client
@@ -138,7 +146,7 @@ class Answerer:
         """Returns when the endpoint no longer answers."""
         ready = self.detail
         while True:
-            await self._pause(LOOK_SECONDS)
+            await self._pause(self._look_seconds)
             if not await self._answers():
                 return
             self._become("ready", ready)

@@ -127,7 +127,7 @@ def install(app: FastAPI) -> None:
 def from_validation(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a request, as one sentence."""
     first = max(error.errors(), key=_telling)
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    place = [str(part) for part in first["loc"][1:]]  # the first is body, query or path
     # Where a field may be one of several types, the place names the type as well.
     param = ".".join(one for one in place if one.isdigit() or one.isidentifier()) or None
     reason = str(first["msg"]).removeprefix("Value error, ")

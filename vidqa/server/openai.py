@@ -18,6 +18,9 @@ from vidqa.types import QuestionImage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# Bounds what embedding holds in memory, and how long a search that somebody types waits for it.
+TEXTS_AT_ONCE = 64
+
 router = APIRouter(tags=["models"])
 
 
@@ -88,8 +91,9 @@ def _embedded(
     vectors = np.empty((len(inputs), shelf.embedder.spec.dimension), np.float32)
     texts = [n for n, one in enumerate(inputs) if one.text is not None]
     pictured = [n for n, one in enumerate(inputs) if one.image is not None]
-    if texts:
-        vectors[texts] = shelf.embedder.embed_texts([inputs[n].text or "" for n in texts])
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = texts[start : start + TEXTS_AT_ONCE]
+        vectors[some] = shelf.embedder.embed_texts([inputs[n].text or "" for n in some])
     if pictured:
         vectors[pictured] = shelf.embedder.embed_images(np.stack([one.pixels for one in images]))
     return vectors

@@ -17,10 +17,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 
 from vidqa.config import SETTINGS, Settings
 from vidqa.errors import UsageError, VidqaError
@@ -96,21 +98,28 @@ def serve(
         )
     listening = listen(settings.host, settings.port)
     with listening:
-        config = _configuration(settings, options, on_engine)
+        # Of several workers each builds its own; what is wrong with it is said here, in one line.
+        app = build(settings, options, on_engine)
         on_listening(address(settings, listening.getsockname()[1]))
         if options.workers == 1:
-            uvicorn.Server(config).run(sockets=[listening])
+            _Server(_configuration(app, settings, options)).run(sockets=[listening])
         else:
-            _with_workers(config, settings, options, listening)
+            del app
+            _with_workers(settings, options, listening)
 
 
-def _configuration(
-    settings: Settings, options: ServeOptions, on_engine: Callable[[str, str], None]
-) -> uvicorn.Config:
-    several = options.workers > 1
+class _Server(uvicorn.Server):
+    """Ends when it is told to, which is no failure: the signal is not passed on afterwards."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
+
+
+def _configuration(app: FastAPI | str, settings: Settings, options: ServeOptions) -> uvicorn.Config:
     return uvicorn.Config(
-        "vidqa.server.run:from_environment" if several else build(settings, options, on_engine),
-        factory=several,
+        app,
+        factory=isinstance(app, str),
         workers=options.workers,
         root_path=(settings.root_path or "").rstrip("/"),
         log_level="info" if options.verbose else "warning",
@@ -119,22 +128,26 @@ def _configuration(
         timeout_graceful_shutdown=GRACE_SECONDS,
         # Slow readers of a long video are no reason to keep a request line open for ever.
         timeout_keep_alive=15,
+        # Loading an embedder holds a worker up; one that only loads is not to be killed for it.
+        timeout_worker_healthcheck=60,
         h11_max_incomplete_event_size=64 * 1024,
     )
 
 
-def _with_workers(
-    config: uvicorn.Config, settings: Settings, options: ServeOptions, listening: socket.socket
-) -> None:
+def _with_workers(settings: Settings, options: ServeOptions, listening: socket.socket) -> None:
     from uvicorn.supervisors import Multiprocess
 
+    config = _configuration("vidqa.server.run:from_environment", settings, options)
     with tempfile.TemporaryDirectory(prefix="vidqa-metrics-") as folder:
         os.environ[TOLD] = told(settings, options)
         os.environ[MULTIPROCESS_VARIABLE] = folder
         try:
-            Multiprocess(config, sockets=[listening]).run()
+            supervisor = Multiprocess(config, sockets=[listening])
+            supervisor.run()
         finally:
             del os.environ[TOLD], os.environ[MULTIPROCESS_VARIABLE]
+    if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes):
+        raise VidqaError("a worker could not start; see above")
 
 
 def told(settings: Settings, options: ServeOptions) -> str:
@@ -146,7 +159,8 @@ def told(settings: Settings, options: ServeOptions) -> str:
 
 def from_environment() -> FastAPI:
     """The application of a worker, from what `told` said."""
-    said: dict[str, Any] = json.loads(os.environ[TOLD])
+    # Taken out: what this process starts, such as the engine, need not know the keys.
+    said: dict[str, Any] = json.loads(os.environ.pop(TOLD))
     values: dict[str, Any] = {
         name: SETTINGS[name].metadata["kind"](value) if value is not None else None
         for name, value in said["settings"].items()

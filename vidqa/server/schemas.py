@@ -23,7 +23,7 @@ MAX_K = 100
 MAX_FRAMES = 256
 MAX_TEXT_CHARACTERS = 20_000
 MAX_MESSAGES = 200
-MAX_INPUTS = 256
+MAX_INPUTS = 2048  # as OpenAI
 
 VIDEO_ID = r"^[0-9a-f]{16}$"
 VideoId = Annotated[str, StringConstraints(pattern=VIDEO_ID)]

@@ -117,7 +117,7 @@ class Shapes:
             "uploaded": self.is_upload(video.path),
             "ingested_at": row.ingested_at.isoformat(),
             "content_type": CONTENT_TYPES.get(suffix, "application/octet-stream"),
-            "thumbnail_url": self.frame_url(video.video_id, video.duration_seconds / 2),
+            "thumbnail_url": self.frame_url(video.video_id, row.poster_seconds),
         }
 
     def scene(self, video_id: str, scene: Scene) -> dict[str, Any]:

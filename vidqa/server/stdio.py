@@ -1,6 +1,6 @@
 """`vidqa mcp`: the tools for agents over stdin and stdout, for a program that starts them itself.
 
-    serve_stdio(settings, libraries, on_stage)
+    serve_stdio(settings, libraries, on_engine)
 
 Libraries are only read, and must be there. The model is started when the first question comes, and
 our engine may stop between questions; searching, listing and looking need none.
@@ -9,7 +9,7 @@ our engine may stop between questions; searching, listing and looking need none.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -21,32 +21,27 @@ from vidqa.server.mcp import speak
 from vidqa.server.metrics import Metrics
 from vidqa.server.run import DEFAULT_LIBRARY, ServeOptions
 from vidqa.server.tools import Tools
-from vidqa.wiring import Endpoint, OnStage, endpoint
+from vidqa.wiring import endpoint
 
 
 def serve_stdio(
     settings: Settings,
     libraries: Sequence[tuple[str, Path]] = (),
-    on_stage: OnStage = lambda stage: None,
+    on_engine: Callable[[str, str], None] = lambda state, detail: None,
 ) -> None:
     """Serves until stdin ends. Raises LibraryError when a library is not there.
 
-    `on_stage` hears what the model that answers is doing.
+    `on_engine` hears the engine's state and what it is doing, as often as that changes.
     """
     ServeOptions(libraries=tuple(libraries))  # checks the names
     metrics = Metrics()
     folders = [(DEFAULT_LIBRARY, settings.index), *libraries]
     shelves = [open_shelf(settings, *one, metrics, create=False) for one in folders]
 
-    def connect(tell: OnStage) -> Endpoint:
-        def both(stage: str) -> None:
-            on_stage(stage)
-            tell(stage)
-
-        return endpoint(settings, both)
-
     async def serve() -> None:
-        answerer = Answerer(connect, metrics, watch=False)
+        answerer = Answerer(
+            lambda tell: endpoint(settings, tell), metrics, watch=False, on_change=on_engine
+        )
         try:
             await speak(Tools(Gateway(settings, shelves, answerer, metrics)))
         finally:

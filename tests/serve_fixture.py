@@ -31,7 +31,7 @@ from vidqa.config import Settings
 from vidqa.demo import films as playground
 from vidqa.demo import show, world
 from vidqa.ingest import ingest
-from vidqa.server.jobs import UNFINISHED
+from vidqa.server.jobs import OPEN
 from vidqa.wiring import ingest_options, open_library
 
 KEY = "a-key-of-more-than-sixteen-signs"
@@ -184,7 +184,7 @@ def environment(served: Served) -> dict[str, str]:
 def take_out_uploads(served: Served) -> None:
     """Leaves the library as it was, once nothing is taken in any more."""
     deadline = time.monotonic() + ENDS_SECONDS
-    while {job["status"] for job in served.http.get("v1/jobs").json()["data"]} & {*UNFINISHED}:
+    while {job["status"] for job in served.http.get("v1/jobs").json()["data"]} & {*OPEN}:
         assert time.monotonic() < deadline, "an upload is not taken in"
         time.sleep(0.1)
     for video in served.http.get("v1/videos").json()["data"]:

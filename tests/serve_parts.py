@@ -29,6 +29,7 @@ from vidqa.server.gateway import CachingEmbedder, Gateway, Shelf
 from vidqa.server.keys import Keys
 from vidqa.server.metrics import Metrics
 from vidqa.server.pictures import Pictures
+from vidqa.server.run import PROTOCOL
 from vidqa.wiring import Endpoint
 
 KEY = "a-key-of-twenty-char"
@@ -89,6 +90,7 @@ def served(
             log_level="error",
             timeout_graceful_shutdown=5,
             root_path=chosen.root_path or "",
+            **PROTOCOL,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

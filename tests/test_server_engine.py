@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes import FakeEndpoint
 
-from vidqa.errors import EngineError
+from vidqa.errors import EndpointError, EngineError
 from vidqa.server.engine import Answerer
 from vidqa.server.errors import ApiError
 from vidqa.server.metrics import Metrics
@@ -107,7 +107,7 @@ def test_after_an_answer_that_failed_it_is_looked_at_at_once() -> None:
     async def body(answerer: Answerer) -> None:
         await becomes(answerer, "ready")
         await asyncio.to_thread(endpoint.__exit__, None, None, None)
-        answerer.doubt()
+        answerer.lost(EndpointError("it broke off"))
         await becomes(answerer, "failed")
 
     endpoint = FakeEndpoint().__enter__()

@@ -362,8 +362,18 @@ def test_an_upload_has_a_limit_of_its_own(small: Served, library: Library) -> No
      "Content-Length: 5\r\nTransfer-Encoding: chunked", "Content-Length: 5\r\nContent-Length: 6"],
 )  # fmt: skip
 def test_a_length_that_is_none_is_refused(small: Served, header: str) -> None:
-    status, _ = raw(small, f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\nhello")
+    head = f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}\r\n"
+    status, _ = raw(small, f"{head}\r\n0\r\n\r\n")
     assert status == 400
+
+
+def test_a_head_without_end_is_cut_off(small: Served) -> None:
+    port = httpx.URL(small.url).port or 0
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        lines = b"X: " + b"a" * 8000 + b"\r\n"
+        with pytest.raises(ConnectionError):
+            connection.sendall(lines * 5000)  # 40 MB
 
 
 def test_who_asks_too_often_is_told_when_to_come_again(

@@ -346,6 +346,42 @@ def test_what_a_killed_server_left_undone_is_taken_up_by_the_next(
     assert len(library.videos()) == 2
 
 
+def test_a_server_that_ends_lets_go_of_its_job_for_the_next(
+    library: Library, tmp_path: Path
+) -> None:
+    film = make_film(tmp_path / "long.mp4", [shot(2, n) for n in range(20)]).path
+    first, shelf = jobs_of(library, Watched(0.1))
+    path = module.uploads_of(shelf) / "long.mp4"
+    film.rename(path)
+    job = first.add(shelf, path)
+    first.start()
+    until(lambda: statuses(first) == ["running"], 30)
+    first.stop()
+    assert first._thread
+    assert not first._thread.is_alive()
+    assert path.exists()
+    second, _ = jobs_of(library, Watched())
+    second.start()
+    until(lambda: statuses(second) == ["done"], 30)
+    second.stop()
+    assert second.get(job.id)
+
+
+def test_a_server_that_waits_for_anothers_job_ends_at_once(library: Library, film: bytes) -> None:
+    first, shelf = jobs_of(library, Watched())
+    path = module.uploads_of(shelf) / "a.mp4"
+    path.write_bytes(film)
+    first.add(shelf, path)
+    second, _ = jobs_of(library, Watched())
+    with first._turn("default"):
+        second.start()
+        time.sleep(0.1)
+        started = time.monotonic()
+        second.stop()
+        assert time.monotonic() - started < 2
+    assert statuses(first) == ["queued"]
+
+
 def test_two_servers_do_one_job_once(library: Library, film: bytes) -> None:
     embedders = Watched(0.2), Watched(0.2)
     first, shelf = jobs_of(library, embedders[0])

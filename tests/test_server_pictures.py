@@ -17,11 +17,10 @@ import pytest
 from fakes import FakeEmbedder
 from PIL import Image
 
-from vidqa import stills
 from vidqa.errors import UsageError
 from vidqa.server import pictures as module
 from vidqa.server.pictures import Address, Pictures, is_public, resolve
-from vidqa.types import QuestionImage
+from vidqa.types import EmbedderSpec, QuestionImage
 
 PUBLIC, LOOPBACK = ipaddress.ip_address("93.184.215.14"), ipaddress.ip_address("127.0.0.1")
 
@@ -117,9 +116,9 @@ def test_no_more_pictures_are_read_at_once_than_memory_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, most, turn = 0, 0, threading.Lock()
-    original = stills.read_image
+    original = module.question_image
 
-    def watched(data: bytes, *, max_pixels: int) -> Image.Image:
+    def watched(data: bytes, spec: EmbedderSpec, *, max_pixels: int) -> QuestionImage:
         nonlocal now, most
         with turn:
             now += 1
@@ -127,9 +126,9 @@ def test_no_more_pictures_are_read_at_once_than_memory_allows(
         time.sleep(0.02)
         with turn:
             now -= 1
-        return original(data, max_pixels=max_pixels)
+        return original(data, spec, max_pixels=max_pixels)
 
-    monkeypatch.setattr(stills, "read_image", watched)
+    monkeypatch.setattr(module, "question_image", watched)
     pictures = Pictures(max_pixels=10**6, max_bytes=10**5)
 
     async def many() -> None:
@@ -284,7 +283,7 @@ def allowed(port: int, asked: list[str] | None = None) -> Pictures:
         hosts=frozenset({f"films.example:{port}"}),
         resolve=found,
         admits=lambda address: True,
-        fetch_seconds=2.0,
+        fetch_seconds=1.0,
     )
 
 
@@ -327,7 +326,7 @@ def test_a_proxy_of_the_environment_is_not_used(
         ("moved", "answered 302: no picture"),
         ("missing", "answered 404: no picture"),
         ("large", "more than the 0.09"),
-        ("slow", "no picture within 2 s"),
+        ("slow", "no picture within 1 s"),
     ],
 )
 def test_what_gives_no_picture_is_refused(films: Running, path: str, match: str) -> None:

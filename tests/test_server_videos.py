@@ -377,6 +377,22 @@ def test_a_clip_beyond_the_end_is_refused_without_a_path(
     assert list(temporary.iterdir()) == []
 
 
+def test_a_clip_of_a_file_that_cannot_be_read_is_refused_without_a_path(
+    own: tuple[Served, Library], tmp_path: Path, temporary: Path
+) -> None:
+    server, made = own
+    film = make_film(tmp_path / "b.mp4", [shot(1)]).path
+    ingest([film], made, FakeEmbedder())
+    until(lambda: bool(server.http.get("v1/videos").json()["data"]))
+    video_id = server.http.get("v1/videos").json()["data"][0]["id"]
+    film.write_bytes(bytes(film.stat().st_size))
+    response = server.http.get(f"v1/clips/{video_id}?start=0&end=1")
+    assert (response.status_code, error_of(response)["code"]) == (422, "no_clip")
+    assert error_of(response)["message"].startswith("b.mp4: ")
+    assert str(tmp_path) not in response.text
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("asked", ["bytes=999999999-", "bytes=x"])
 def test_a_bad_range_of_a_clip_leaves_nothing(
     server: Served, ids: dict[str, str], temporary: Path, asked: str

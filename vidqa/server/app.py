@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi_swagger import patch_fastapi
@@ -59,6 +60,7 @@ def create_app(gateway: Gateway, keys: Keys, *, pictures: Pictures | None = None
                 yield
         finally:
             await gateway.answerer.stop()
+            await anyio.to_thread.run_sync(jobs.stop)
 
     gate = Middleware(
         Gate,

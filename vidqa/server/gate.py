@@ -115,7 +115,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         method, path = scope["method"], route_path(scope)
-        refusal = self._stranger(headers)
+        refusal = self._stranger(headers) or _ambiguous(headers)
         if refusal or _OPEN.fullmatch(path):
             return refusal
         who = self._keys.name_of(headers.get("authorization", "").encode("latin-1"))
@@ -194,6 +194,13 @@ def route_path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
     return path[len(root) :] or "/" if root and path.startswith(f"{root}/") else path
+
+
+def _ambiguous(headers: Headers) -> ApiError | None:
+    """Of two lengths a proxy may believe the other, and take a body for a second request."""
+    if "content-length" in headers and "transfer-encoding" in headers:
+        return ApiError(400, "a body has either a Content-Length or a Transfer-Encoding")
+    return None
 
 
 def _too_large(limit: int) -> str:

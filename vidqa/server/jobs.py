@@ -1,6 +1,6 @@
 """Uploads become searchable in the background, one after the other, and are not forgotten.
 
-    jobs = Jobs(shelves, options); jobs.start()
+    jobs = Jobs(shelves, options); jobs.start(); jobs.stop()
     job = jobs.add(shelf, path); jobs.get(job.id)
 
 A job is a small file in the library's folder, so its state outlives the server and any of several
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from vidqa.containers import shown
 from vidqa.errors import VidqaError
@@ -36,6 +37,9 @@ FOLDER = "jobs"
 JOB_ID = r"^job_[0-9a-f]{16}$"
 KEPT_JOBS = 200
 PROGRESS_SECONDS = 0.5
+# How often it is looked whether another process is done with a library.
+TURN_SECONDS = 0.2
+STOP_SECONDS = 20.0
 OPEN = ("queued", "running")
 # Of an upload that still comes in, and how old one is that does not any more.
 UNFINISHED = ".part"
@@ -75,7 +79,9 @@ class Jobs:
     def __init__(self, shelves: Mapping[str, Shelf], options: IngestOptions) -> None:
         self._shelves = shelves
         self._options = options
-        self._waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Takes up what was left undone, and then whatever comes."""
@@ -84,7 +90,18 @@ class Jobs:
         for job in reversed(self.all()):
             if job.status in OPEN:
                 self._waiting.put(job)
-        threading.Thread(target=self._work, name="jobs", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Lets go of a job in hand, which the next server takes up.
+
+        A process must not end under a thread that is inside DuckDB or torch: that aborts it.
+        """
+        self._ended.set()
+        self._waiting.put(None)
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
 
     def add(self, shelf: Shelf, path: Path) -> Job:
         job = Job(f"job_{secrets.token_hex(8)}", shelf.name, str(path), time.time())
@@ -111,14 +128,15 @@ class Jobs:
     # ------------------------------------------------------------ the work
 
     def _work(self) -> None:
-        while True:
-            job = self._waiting.get()
+        while (job := self._waiting.get()) is not None and not self._ended.is_set():
             try:
                 with self._turn(job.library):
                     # Another worker, or this one earlier, may have done it meanwhile.
                     current = self._read(job.library, job.id)
                     if current is not None and current.status in OPEN:
                         self._do(current)
+            except _Ended:
+                return
             except Exception:
                 log.exception("job %s broke off", job.id)
 
@@ -130,6 +148,8 @@ class Jobs:
 
         def tell(event: IngestProgress | FileReport) -> None:
             nonlocal job, told
+            if self._ended.is_set():
+                raise _Ended
             if isinstance(event, IngestProgress) and time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
                 share = event.seconds_done / event.seconds_total if event.seconds_total else 0.0
@@ -141,6 +161,8 @@ class Jobs:
             error = next((one.error for one in report.files if one.error), None)
             if not report.files:
                 error = "it is gone"
+        except _Ended:
+            raise
         except VidqaError as failure:
             error = str(failure)
         except Exception as failure:
@@ -167,7 +189,9 @@ class Jobs:
         folder = self._folder(library)
         folder.mkdir(exist_ok=True)
         with (folder / "turn.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _locked(lock):
+                if self._ended.wait(TURN_SECONDS):
+                    raise _Ended
             yield
 
     # ------------------------------------------------------------ the files
@@ -194,6 +218,18 @@ class Jobs:
         for job in mine[KEPT_JOBS:]:
             if job.status not in OPEN:
                 (self._folder(shelf.name) / f"{job.id}.json").unlink(missing_ok=True)
+
+
+class _Ended(Exception):
+    """The server ends; what is in hand is left."""
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def uploads_of(shelf: Shelf) -> Path:

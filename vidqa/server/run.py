@@ -37,6 +37,8 @@ TOLD = "VIDQA_SERVE"
 # What a running answer gets to finish once the server is told to end.
 GRACE_SECONDS = 120
 DEFAULT_LIBRARY = "default"
+# The parser that bounds what a head may weigh; httptools, taken where it is installed, holds any.
+PROTOCOL: dict[str, Any] = {"http": "h11", "h11_max_incomplete_event_size": 64 * 1024}
 
 
 def _silent(state: str, detail: str) -> None:
@@ -130,7 +132,7 @@ def _configuration(app: FastAPI | str, settings: Settings, options: ServeOptions
         timeout_keep_alive=15,
         # Loading an embedder holds a worker up; one that only loads is not to be killed for it.
         timeout_worker_healthcheck=60,
-        h11_max_incomplete_event_size=64 * 1024,
+        **PROTOCOL,
     )
 
 

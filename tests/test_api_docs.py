@@ -137,5 +137,5 @@ def test_the_numbers_in_the_text_are_those_of_the_code() -> None:
     assert f"at most {MAX_MESSAGES} messages of {MAX_TEXT_CHARACTERS:,} characters" in TEXT
     assert f"moments to find, 1 to {MAX_K}" in TEXT
     assert f"frames to show to the model in all, 2 to {MAX_FRAMES}" in TEXT
-    assert f"at most {MAX_INPUTS}" in section("Embeddings")
+    assert f"at most {MAX_INPUTS:,}" in section("Embeddings")
     assert f"lasts {MAX_CLIP_SECONDS:g} seconds at most" in TEXT

@@ -587,3 +587,10 @@ def test_the_description_is_whole_json(server: Served) -> None:
     described = server.http.get("openapi.json").json()
     assert json.dumps(described)
     assert described["info"]["title"] == "vidqa"
+
+
+def test_the_description_of_the_routes_says_that_they_take_a_key(server: Served) -> None:
+    described = server.http.get("openapi.json").json()
+    (scheme,) = described["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    assert "401" in described["paths"]["/v1/chat/completions"]["post"]["responses"]

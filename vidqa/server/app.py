@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.security import HTTPBearer
 from fastapi_swagger import patch_fastapi
 from starlette.middleware import Middleware
 from starlette.routing import Route
@@ -76,6 +77,8 @@ def create_app(gateway: Gateway, keys: Keys, *, pictures: Pictures | None = None
         description=_ABOUT,
         lifespan=life,
         middleware=[gate],
+        # For /docs and generated clients; it is the gate that asks for the key.
+        dependencies=[Security(HTTPBearer(auto_error=False, description="One of its keys."))],
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,

@@ -95,7 +95,10 @@ class Answerer:
         """An answer failed: the endpoint is looked at now. Returns what its client is told."""
         self._look.set()
         if not error.unreachable:
-            return error
+            assert self._client is not None, "an answer had a client"
+            # Where the engine listens is nobody's business.
+            text = str(error).replace(self._client.base_url, "the model")
+            return EndpointError(text, refused=error.refused)
         self._become("starting", "it is gone, and reached for again")
         return self._not_ready()
 

@@ -73,6 +73,12 @@ class Metrics:
         if several:
             multiprocess.MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
 
+        # A figure that is there from the start can be watched from the start.
+        for kind in ("prompt", "completion", "cached"):
+            self._tokens.labels(kind)
+        for outcome in ("hit", "miss"):
+            self._cache.labels(outcome)
+
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)

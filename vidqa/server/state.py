@@ -28,6 +28,7 @@ class ErrorBody(BaseModel):
 
 _REASONS = {
     400: "Refused by the model, or a parameter that is not supported",
+    401: "No key, or a wrong one, where the server has keys",
     404: "Not there",
     409: "The file is not what was ingested",
     413: "Too large",
@@ -39,8 +40,10 @@ _REASONS = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The answers besides 200, for the description of a route."""
-    return {one: {"model": ErrorBody, "description": _REASONS[one]} for one in statuses}
+    """The answers besides 200, for the description of a route that wants a key."""
+    return {
+        one: {"model": ErrorBody, "description": _REASONS[one]} for one in sorted({401, *statuses})
+    }
 
 
 def content(kind: str) -> dict[int | str, dict[str, Any]]:

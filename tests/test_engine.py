@@ -458,3 +458,7 @@ def test_the_reason_is_the_first_error_in_the_log(line: str, reason: str) -> Non
     assert failure_reason(f"INFO hello\n{line}\nRuntimeError: see above\n") == (
         reason or "RuntimeError: see above"
     )
+
+
+def test_an_engine_that_died_before_it_said_anything_gave_no_reason() -> None:
+    assert failure_reason("") == ""

@@ -42,7 +42,7 @@ _INVALID = re.compile(r"^\s*Value error, (.+?)(?: \[type=.*)?$")
 def failure_reason(log: str) -> str:
     """The first error in the log: those that follow are of processes that waited for that one."""
     lines = log.splitlines()
-    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+    for line, after in zip(lines, [*lines[1:], ""], strict=False):
         raised = _RAISED.match(line.strip())
         if raised:
             invalid = _INVALID.match(after)

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 from serve_parts import Served, served, until
 from test_server_gate import error_of
 
+from vidqa.errors import LibraryBusy
 from vidqa.ingest import IngestOptions
-from vidqa.library import Library
+from vidqa.library import Draft, Library
 from vidqa.server import jobs as module
 from vidqa.server import videos
 from vidqa.server.errors import ApiError
@@ -360,6 +362,9 @@ def test_a_server_that_ends_lets_go_of_its_job_for_the_next(
     assert first._thread
     assert not first._thread.is_alive()
     assert path.exists()
+    left = first.get(job.id)
+    assert left
+    assert (left.status, left.attempts) == ("queued", 0)
     second, _ = jobs_of(library, Watched())
     second.start()
     until(lambda: statuses(second) == ["done"], 30)
@@ -407,25 +412,86 @@ def test_a_job_whose_file_has_gone_fails(library: Library) -> None:
     assert found.error == "gone.mp4: there is no such file"
 
 
-def test_an_error_of_ours_fails_the_job_and_not_the_next(
-    library: Library, film: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(Watched):
-        def embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            if not self.frames:
-                self.frames = 1
-                raise RuntimeError("xyzzy")
-            return super().embed_images(images)
+class Broken(Watched):
+    """Fails so many times, and then does its work."""
 
-    jobs, shelf = jobs_of(library, Broken())
-    for name in ("a.mp4", "b.mp4"):
-        (module.uploads_of(shelf) / name).write_bytes(film)
-        jobs.add(shelf, module.uploads_of(shelf) / name)
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self.times:
+            self.times -= 1
+            raise RuntimeError("xyzzy")
+        return super().embed_images(images)
+
+
+def test_an_error_of_ours_is_tried_again(
+    library: Library, film: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.0)
+    jobs, shelf = jobs_of(library, Broken(1))
+    (module.uploads_of(shelf) / "a.mp4").write_bytes(film)
+    jobs.add(shelf, module.uploads_of(shelf) / "a.mp4")
     jobs.start()
-    until(lambda: sorted(statuses(jobs)) == ["done", "failed"], 30)
-    failed = next(one for one in jobs.all() if one.status == "failed")
-    assert failed.error == "an internal error (RuntimeError); the server's log has it"
+    until(lambda: statuses(jobs) == ["done"], 30)
+    assert jobs.all()[0].error is None
     caplog.clear()
+
+
+def test_an_error_of_ours_that_stays_fails_the_job_keeps_the_upload_and_lets_the_next_pass(
+    library: Library, film: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.0)
+    jobs, shelf = jobs_of(library, Broken(module.MAX_ATTEMPTS))
+    (module.uploads_of(shelf) / "a.mp4").write_bytes(film)
+    first = jobs.add(shelf, module.uploads_of(shelf) / "a.mp4")
+    jobs.start()
+    until(lambda: statuses(jobs) == ["failed"], 30)
+    (module.uploads_of(shelf) / "b.mp4").write_bytes(film + b" ")
+    jobs.add(shelf, module.uploads_of(shelf) / "b.mp4")
+    until(lambda: sorted(statuses(jobs)) == ["done", "failed"], 30)
+    failed = jobs.get(first.id)
+    assert failed
+    assert failed.error
+    assert failed.error.startswith("an internal error (RuntimeError); the server's log has it")
+    assert failed.error.endswith("given up after 3 tries, the upload is kept: ingest it there")
+    assert kept(library) == ["a.mp4", "b.mp4"]
+    caplog.clear()
+
+
+def test_an_upload_that_finds_the_library_busy_is_kept_and_tried_again(
+    library: Library, film: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.0)
+    jobs, shelf = jobs_of(library, FakeEmbedder())
+    path = module.uploads_of(shelf) / "a.mp4"
+    path.write_bytes(film)
+    once = iter([LibraryBusy("another command holds the library")])
+    commit = Draft.commit
+
+    def busy(self: Draft, *arguments: Any) -> None:
+        for error in once:
+            raise error
+        commit(self, *arguments)
+
+    monkeypatch.setattr(Draft, "commit", busy)
+    jobs.add(shelf, path)
+    jobs.start()
+    until(lambda: statuses(jobs) == ["done"], 30)
+    assert kept(library) == ["a.mp4"]
+
+
+def test_a_job_that_ends_the_server_each_time_is_given_up(library: Library, film: bytes) -> None:
+    jobs, shelf = jobs_of(library, FakeEmbedder())
+    path = module.uploads_of(shelf) / "a.mp4"
+    path.write_bytes(film)
+    job = jobs.add(shelf, path)
+    jobs._write(replace(job, status="running", attempts=module.MAX_ATTEMPTS))
+    jobs.start()
+    until(lambda: statuses(jobs) == ["failed"], 30)
+    assert "the server ended 3 times in the middle" in str(jobs.all()[0].error)
+    assert kept(library) == ["a.mp4"]
 
 
 def test_progress_is_told_while_a_job_runs(

@@ -256,7 +256,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What became of one file of an ingest; `error` is one line, and only set for `failed`."""
+    """What became of one file of an ingest; `error` is one line, and only set for `failed`.
+
+    `again` says that a failure is not the file's, and another try may do: the library was busy.
+    """
 
     path: str
     state: FileState
@@ -265,6 +268,7 @@ class FileReport:
     seconds_video: float = 0.0
     seconds_wall: float = 0.0
     error: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

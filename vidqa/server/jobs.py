@@ -29,7 +29,7 @@ from vidqa.errors import VidqaError
 from vidqa.ingest import IngestOptions, IngestProgress, ingest
 from vidqa.server.gateway import Shelf
 from vidqa.server.shapes import UPLOADS, name_of
-from vidqa.types import FileReport
+from vidqa.types import FileReport, IngestReport
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,9 @@ OPEN = ("queued", "running")
 # Of an upload that still comes in, and how old one is that does not any more.
 UNFINISHED = ".part"
 STALE_SECONDS = 24 * 3600
+# A file that ends the server each time must not end it for ever.
+MAX_ATTEMPTS = 3
+AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Job:
     progress: float = 0.0
     video_id: str | None = None
     error: str | None = None
+    attempts: int = 0
 
     def shape(self) -> dict[str, object]:
         return {
@@ -141,9 +145,12 @@ class Jobs:
                 log.exception("job %s broke off", job.id)
 
     def _do(self, job: Job) -> None:
-        job = replace(job, status="running", error=None)
-        self._write(job)
         shelf = self._shelves[job.library]
+        if job.attempts >= MAX_ATTEMPTS:
+            self._give_up(job, job.error or f"the server ended {job.attempts} times in the middle")
+            return
+        job = replace(job, status="running", error=None, attempts=job.attempts + 1)
+        self._write(job)
         told = time.monotonic()
 
         def tell(event: IngestProgress | FileReport) -> None:
@@ -158,29 +165,47 @@ class Jobs:
 
         try:
             report = ingest([job.path], shelf.library, shelf.embedder, self._options, tell)
-            error = next((one.error for one in report.files if one.error), None)
-            if not report.files:
-                error = "it is gone"
         except _Ended:
+            # To be told to end is no failure of the job's.
+            self._write(replace(job, status="queued", attempts=job.attempts - 1))
             raise
         except VidqaError as failure:
-            error = str(failure)
+            self._try_again(job, str(failure))
         except Exception as failure:
             log.exception("job %s failed", job.id)
-            error = f"an internal error ({type(failure).__name__}); the server's log has it"
-        self._finish(job, shelf, error)
+            self._try_again(
+                job, f"an internal error ({type(failure).__name__}); the server's log has it"
+            )
+        else:
+            self._finish(job, shelf, report)
 
-    def _finish(self, job: Job, shelf: Shelf, error: str | None) -> None:
-        if error is None:
+    def _finish(self, job: Job, shelf: Shelf, report: IngestReport) -> None:
+        failure = next(iter(report.failures), None)
+        if failure is None and report.files:
             video = shelf.library.find_path(job.path)
             video_id = video.video_id if video else None
             self._write(replace(job, status="done", progress=1.0, video_id=video_id))
+            return
+        error = (failure and failure.error) or "it is gone"
+        if failure is not None and failure.again:
+            self._try_again(job, error)
             return
         # What cannot be read is of no use here; whoever sent it has it still.
         Path(job.path).unlink(missing_ok=True)
         with contextlib.suppress(VidqaError):  # the job tells it; the library lists what is there
             shelf.library.forget_failure(job.path)
-        said = error.replace(shown(job.path), name_of(job.path))
+        self._write(replace(job, status="failed", error=_said(job, error)))
+
+    def _try_again(self, job: Job, error: str) -> None:
+        """The file is not at fault: it waits for its turn again, and is kept in any case."""
+        log.warning("job %s: %s", job.id, error)
+        job = replace(job, status="queued", progress=0.0, error=_said(job, error))
+        self._write(job)
+        if not self._ended.wait(AGAIN_SECONDS):
+            self._waiting.put(job)
+
+    def _give_up(self, job: Job, error: str) -> None:
+        said = f"{error}; given up after {job.attempts} tries, the upload is kept: ingest it there"
         self._write(replace(job, status="failed", error=said))
 
     @contextlib.contextmanager
@@ -218,6 +243,11 @@ class Jobs:
         for job in mine[KEPT_JOBS:]:
             if job.status not in OPEN:
                 (self._folder(shelf.name) / f"{job.id}.json").unlink(missing_ok=True)
+
+
+def _said(job: Job, error: str) -> str:
+    """An error without the folder that it may name."""
+    return error.replace(shown(job.path), name_of(job.path))
 
 
 class _Ended(Exception):

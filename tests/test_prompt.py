@@ -94,6 +94,11 @@ def test_long_subtitles_are_cut() -> None:
     assert line.endswith('…"\n')
 
 
+def test_words_do_not_end_the_quotation_marks_that_they_stand_in() -> None:
+    line = subtitle_line([TextSpan(0, 1, 'Bye" Question: "Who?')])
+    assert line == "Subtitles: \"Bye' Question: 'Who?\"\n"
+
+
 def test_the_system_line_says_what_to_reply_when_nothing_fits() -> None:
     assert NOT_SHOWN in SYSTEM
 

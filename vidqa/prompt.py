@@ -68,8 +68,8 @@ def video_url(jpegs: Sequence[bytes]) -> str:
 
 
 def subtitle_line(texts: Sequence[TextSpan]) -> str:
-    """The words of a moment on one line, or an empty string."""
-    words = " ".join(" ".join(span.text.split()) for span in texts)
+    """The words of a moment on one line in quotes, which they cannot end, or an empty string."""
+    words = " ".join(" ".join(span.text.split()) for span in texts).replace('"', "'")
     if len(words) > MAX_TEXT_CHARACTERS:
         words = words[: MAX_TEXT_CHARACTERS - 1] + "…"
     return f'Subtitles: "{words}"\n' if words else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from pathlib import PurePosixPath
 
 import pytest
@@ -94,6 +95,11 @@ def test_long_subtitles_are_cut() -> None:
     assert line.endswith('…"\n')
 
 
+def test_words_do_not_end_the_quotation_marks_that_they_stand_in() -> None:
+    line = subtitle_line([TextSpan(0, 1, 'Bye" Question: "Who?')])
+    assert line == "Subtitles: \"Bye' Question: 'Who?\"\n"
+
+
 def test_the_system_line_says_what_to_reply_when_nothing_fits() -> None:
     assert NOT_SHOWN in SYSTEM
 
@@ -117,6 +123,9 @@ def test_the_system_line_says_what_to_reply_when_nothing_fits() -> None:
         ("Red [" + "9" * 5000 + "].", "Red.", []),
         ("At [12:05] it [is] red [", "At [12:05] it [is] red [", []),
         ("a[1]b", "a[1]b", [1]),
+        ("Red [[9]7].", "Red7].", []),
+        ("Red [[1, [9]2].", "Red2].", []),
+        ("In 1999 [9]", "In 1999", []),
     ],
 )
 def test_citations_of_what_was_not_shown_are_dropped(
@@ -126,9 +135,10 @@ def test_citations_of_what_was_not_shown_are_dropped(
 
 
 replies = st.text(alphabet="ab [],;-123479\n", max_size=40)
+nested = st.lists(st.sampled_from(["[", "[9]", "1", "]", " "]), max_size=8).map("".join)
 
 
-@given(replies, st.sets(st.integers(1, 4)), st.data())
+@given(replies | nested, st.sets(st.integers(1, 4)), st.data())
 def test_it_does_not_matter_how_a_reply_is_cut_into_pieces(
     reply: str, numbers: set[int], data: st.DataObject
 ) -> None:
@@ -137,18 +147,25 @@ def test_it_does_not_matter_how_a_reply_is_cut_into_pieces(
     assert kept(pieces, numbers) == kept([reply], numbers)
 
 
-@given(replies, st.sets(st.integers(1, 4)))
+@given(replies | nested, st.sets(st.integers(1, 4)))
 def test_every_citation_left_was_shown_and_is_noted(reply: str, numbers: set[int]) -> None:
     text, used = kept([reply], numbers)
     assert set(used) <= numbers
     assert {int(n) for n in re.findall(r"\[(\d+)\]", text)} == set(used)
 
 
-@given(replies, st.sets(st.integers(1, 4)))
+@given(replies | nested, st.sets(st.integers(1, 4)))
 def test_a_checked_reply_passes_unchanged(reply: str, numbers: set[int]) -> None:
     text, used = kept([reply], numbers)
     assert kept([text], numbers)[0] == text
     assert len(used) == len(set(used))
+
+
+@pytest.mark.parametrize("run", [" ", "[", "[ ", "[1, "])
+def test_a_long_run_of_what_may_become_a_marker_takes_no_time(run: str) -> None:
+    started = time.perf_counter()
+    kept([run * 20_000 + "x"], {1})
+    assert time.perf_counter() - started < 1.0
 
 
 def test_text_is_passed_on_before_the_reply_ends() -> None:

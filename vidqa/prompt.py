@@ -35,8 +35,10 @@ MAX_TEXT_CHARACTERS = 600
 # `[2]`, and what models write for several: `[1, 3]`, `[1; 3]`, `[1-3]`.
 _MARKER = re.compile(r"\[\s*(\d+(?:\s*[,;\N{EN DASH}-]\s*\d+)*)\s*\]")
 _NUMBERS = re.compile(r"(\d+)(?:\s*[\N{EN DASH}-]\s*(\d+))?")
-# What may still grow into a marker when the next piece of a stream arrives.
-_OPEN_MARKER = re.compile(r"\s*\[[\s\d,;\N{EN DASH}-]*$|\s+$")
+# What may still grow into a marker when the next piece of a stream arrives, or when a marker inside
+# it is dropped: `[[9]2]` would become `[2]`. Read from the end back, as a search for the end from
+# each of many spaces or brackets takes the square of their number.
+_OPEN_BACKWARDS = re.compile(r"(?:[\s\d,;\N{EN DASH}-]*\[)+\s*|\s+")
 
 
 def clock(seconds: float) -> str:
@@ -68,8 +70,8 @@ def video_url(jpegs: Sequence[bytes]) -> str:
 
 
 def subtitle_line(texts: Sequence[TextSpan]) -> str:
-    """The words of a moment on one line, or an empty string."""
-    words = " ".join(" ".join(span.text.split()) for span in texts)
+    """The words of a moment on one line in quotes, which they cannot end, or an empty string."""
+    words = " ".join(" ".join(span.text.split()) for span in texts).replace('"', "'")
     if len(words) > MAX_TEXT_CHARACTERS:
         words = words[: MAX_TEXT_CHARACTERS - 1] + "…"
     return f'Subtitles: "{words}"\n' if words else ""
@@ -112,7 +114,7 @@ class CitationCheck:
     """A reply passes through as it streams, without the `[n]` that name no moment shown.
 
     `used` are the numbers that stayed, in the order of their first mention. `[1, 3]` and `[1-3]`
-    become single markers. White space before a dropped one goes with it.
+    become single markers. White space and open brackets before a dropped one go with it.
     """
 
     def __init__(self, numbers: Collection[int]) -> None:
@@ -123,8 +125,7 @@ class CitationCheck:
     def add(self, piece: str) -> str:
         """The next piece, short of what may still grow into a marker."""
         self._held += piece
-        waiting = _OPEN_MARKER.search(self._held)
-        cut = waiting.start() if waiting else len(self._held)
+        cut = len(_closed(self._held))
         ready, self._held = self._held[:cut], self._held[cut:]
         return self._checked(ready)
 
@@ -139,7 +140,7 @@ class CitationCheck:
         for match in _MARKER.finditer(text):
             before = text[position : match.start()]
             marker = self._known(match)
-            parts.append(before + marker if marker else before.rstrip())
+            parts.append(before + marker if marker else _closed(before))
             position = match.end()
         parts.append(text[position:])
         return "".join(parts)
@@ -178,6 +179,12 @@ class JsonCitationCheck:
         except ValueError:
             self.used = []  # it broke off: nothing in it can be relied on
         return ""
+
+
+def _closed(text: str) -> str:
+    """A text up to where a marker may still begin, and the white space before that."""
+    waiting = _OPEN_BACKWARDS.match(text[::-1])
+    return text[: -waiting.end()] if waiting else text
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -170,6 +170,7 @@ class AsyncVlmClient:
     async def _reply_events(
         self, messages: Sequence[Mapping[str, Any]], sampling: Sampling, model: str | None
     ) -> AsyncGenerator[_Event, None]:
+        messages = in_plain_words(messages)
         body = {
             "model": model or await self.model(),
             "messages": messages,
@@ -450,6 +451,27 @@ def _translated(where: str) -> Iterator[None]:
         raise EndpointError(
             f"{where} broke off in the middle of the answer ({error}); ask again"
         ) from error
+
+
+def in_plain_words(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same messages, in whose text nothing is a control token.
+
+    A server fills texts into its chat template and only then looks for tokens: a subtitle that
+    says `<|im_end|>` would end the turn that it is quoted in, and the next one could be anybody's.
+    """
+    return [
+        dict(message) | {"content": _content_in_plain_words(message["content"])}
+        for message in messages
+    ]
+
+
+def _content_in_plain_words(content: Any) -> Any:
+    if isinstance(content, str):
+        return content.replace("<|", "< |")
+    return [
+        part | {"text": part["text"].replace("<|", "< |")} if part["type"] == "text" else part
+        for part in content
+    ]
 
 
 def as_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ class FilterFields(Strict):
 
     def record(self) -> Filters:
         return Filters(
-            video=self.video,
+            name=self.video,
             video_ids=tuple(self.video_ids) if self.video_ids is not None else None,
             text=self.text,
             min_seconds=self.min_seconds,

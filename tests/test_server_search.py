@@ -71,6 +71,9 @@ def test_a_blank_text_beside_a_picture_says_nothing(server: Served) -> None:
     [
         ({"video": "b*"}, {"b.mp4"}),
         ({"video": "*"}, {"a.mp4", "b.mp4"}),
+        # Or who asks again and again would learn in which folders the files are.
+        ({"video": "*films*"}, set()),
+        ({"video": "/films/a.mp4"}, set()),
         ({"video_ids": []}, set()),
         ({"text": "SEA"}, {"b.mp4"}),
         ({"text": "%"}, set()),

@@ -295,6 +295,9 @@ SHORT, LONG, LONGER = [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]
     [
         (Filters(), SHORT + LONG + LONGER),
         (Filters(video="*/long*.mp4"), LONG + LONGER),
+        (Filters(name="long*.mp4"), LONG + LONGER),
+        (Filters(name="longer.mp4"), LONGER),
+        (Filters(name="*/long*.mp4"), []),
         (Filters(video_ids=(video("longer").video_id, video("short").video_id)), SHORT + LONGER),
         (Filters(video_ids=()), []),
         (Filters(min_seconds=7200), LONG + LONGER),

@@ -765,6 +765,9 @@ _FITS = {
     "video": """s.video_id IN (
         SELECT video_id FROM (SELECT *, parse_filename(path) AS name FROM files)
         WHERE path = $video OR name = $video OR path GLOB $video OR name GLOB $video)""",
+    "name": """s.video_id IN (
+        SELECT video_id FROM (SELECT *, parse_filename(path) AS name FROM files)
+        WHERE name = $name OR name GLOB $name)""",
     "video_ids": "s.video_id IN (SELECT unnest($video_ids::VARCHAR[]))",
     # A word has no spaces, so it lies in one row of texts.
     "text": """(s.video_id, s.scene_index) IN (

@@ -133,6 +133,7 @@ class Filters:
     """What a search is restricted to; a scene fits when it fits all that is given.
 
     video          a path or file name, or a pattern of either such as `*/2024/*`
+    name           a file name, or a pattern of it: for who must not learn of folders
     video_ids      one of these videos
     text           every one of these words is in the words that overlap the scene, in either case,
                    be it as a part of a word
@@ -141,6 +142,7 @@ class Filters:
     """
 
     video: str | None = None
+    name: str | None = None
     video_ids: tuple[str, ...] | None = None
     text: str | None = None
     min_seconds: float | None = None

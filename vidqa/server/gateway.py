@@ -16,13 +16,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
-
-import anyio
-import anyio.to_thread
 
 from vidqa.config import Settings
 from vidqa.server.engine import Answerer
@@ -85,8 +83,10 @@ class Gateway:
         self.started = int(time.time())
         self.shelves: Mapping[str, Shelf] = {one.name: one for one in shelves}
         self.adapters = tuple(adapters)
-        self._threads = anyio.CapacityLimiter(THREADS)
-        self._preparing = anyio.CapacityLimiter(PREPARING)
+        # A thread whose work nobody waits for any more is still one of these: clients that come
+        # and go in a hurry start no more than so many.
+        self._threads = ThreadPoolExecutor(THREADS, "work")
+        self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._queue = Queue(settings.max_answers, settings.max_queue, metrics)
 
     @property
@@ -131,12 +131,12 @@ class Gateway:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Blocking work in a thread; it goes on when nobody waits any more, but not for long."""
         call = functools.partial(work, *args, **kwargs)
-        return await anyio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def prepare(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run`, for what comes before an answer: it waits for the model anyway."""
         call = functools.partial(work, *args, **kwargs)
-        return await anyio.to_thread.run_sync(call, limiter=self._preparing, abandon_on_cancel=True)
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, call)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[float]:

@@ -11,13 +11,16 @@ reaches this machine or its network.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import functools
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import anyio
 import httpx
@@ -25,6 +28,8 @@ import httpx
 from vidqa.errors import UsageError
 from vidqa.stills import question_image
 from vidqa.types import EmbedderSpec, QuestionImage
+
+T = TypeVar("T")
 
 FETCH_SECONDS = 10.0
 # A picture of the largest size allowed takes some 500 MB while it is read.
@@ -69,20 +74,26 @@ class Pictures:
     resolve: Resolve = resolve
     admits: Callable[[Address], bool] = is_public
     fetch_seconds: float = FETCH_SECONDS
-    _places: anyio.CapacityLimiter = field(
-        default_factory=lambda: anyio.CapacityLimiter(READ_AT_ONCE), repr=False, compare=False
+    # A picture whose client has left is read to its end, and counts until then.
+    _readers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(READ_AT_ONCE, "picture"),
+        repr=False,
+        compare=False,
     )
 
     async def of(self, url: str, spec: EmbedderSpec) -> QuestionImage:
         """The picture at a data URL or an allowed address. Raises UsageError, in one line."""
         data = await self.data(url)
         read = functools.partial(question_image, data, spec, max_pixels=self.max_pixels)
-        return await anyio.to_thread.run_sync(read, limiter=self._places)
+        return await self._in_thread(read)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
     async def data(self, url: str) -> bytes:
         """The bytes of a picture; not looked into."""
         if url.startswith("data:"):
-            return _decoded(url)
+            return await self._in_thread(functools.partial(_decoded, url))
         return await self._fetched(url)
 
     async def _fetched(self, url: str) -> bytes:

@@ -24,6 +24,9 @@ MAX_FRAMES = 256
 MAX_TEXT_CHARACTERS = 20_000
 MAX_MESSAGES = 200
 MAX_INPUTS = 2048  # as OpenAI
+# Of one message; and of the fields of one object, however many are none of ours.
+MAX_PARTS = 100
+MAX_FIELDS = 100
 
 VIDEO_ID = r"^[0-9a-f]{16}$"
 VideoId = Annotated[str, StringConstraints(pattern=VIDEO_ID)]
@@ -59,10 +62,19 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
 """Fields that are refused unless they say what is the case anyway: the values allowed, and why."""
 
 
+def _few_fields(value: Any) -> Any:
+    """Refuses what would cost an error object for each of a million unknown fields."""
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise ValueError(f"an object of {len(value)} fields; at most {MAX_FIELDS} are taken")
+    return value
+
+
 class Strict(BaseModel):
     """Unknown fields are errors: a typing mistake must not pass for a wish that was heard."""
 
     model_config = ConfigDict(extra="forbid")
+
+    _few = model_validator(mode="before")(_few_fields)
 
 
 class FilterFields(Strict):
@@ -89,7 +101,7 @@ class FilterFields(Strict):
 
     def record(self) -> Filters:
         return Filters(
-            video=self.video,
+            name=self.video,
             video_ids=tuple(self.video_ids) if self.video_ids is not None else None,
             text=self.text,
             min_seconds=self.min_seconds,
@@ -140,7 +152,13 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")  # `name`, and what a former answer carried
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part] | None = None
+    content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
+
+    @model_validator(mode="after")
+    def _short(self) -> ChatMessage:
+        if len(self.text()) > MAX_TEXT_CHARACTERS:
+            raise ValueError(f"a message has at most {MAX_TEXT_CHARACTERS:,} characters")
+        return self
 
     def text(self) -> str:
         if isinstance(self.content, list):
@@ -221,7 +239,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     response_format: ResponseFormat | None = None
     user: Annotated[str, StringConstraints(max_length=200)] | None = None
@@ -241,7 +259,7 @@ class ChatRequest(BaseModel):
             if value not in allowed:
                 raise UnsupportedParameter(f"{name} is not supported: {reason}")
         stops = self.stops()
-        if len(stops) > 4 or not all(stops) or any(len(one) > 200 for one in stops):
+        if not all(stops) or any(len(one) > 200 for one in stops):
             raise ValueError("stop takes one to four texts of 1 to 200 characters")
         if self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's: it is the question")
@@ -299,13 +317,14 @@ class EmbeddingInput(Strict):
         return self
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Strict):
     """OpenAI's body of an embedding; an input may also be `{"image": "data:..."}`."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: Annotated[str, StringConstraints(max_length=200)] = "vidqa"
-    input: Text | list[Text | EmbeddingInput | int | list[int]]
+    input: (
+        Text
+        | Annotated[list[Text | EmbeddingInput | int | list[Any]], Field(max_length=MAX_INPUTS)]
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     user: str | None = None

@@ -254,7 +254,7 @@ class Tools:
         settings = self._gateway.settings
         clip = whole = filters = None
         if wish.video_id is None:
-            filters = Filters(video=wish.video)
+            filters = Filters(name=wish.video)
         else:
             row = await self._gateway.run(_row, shelf, wish.video_id)
             if wish.start_seconds is None or wish.end_seconds is None:

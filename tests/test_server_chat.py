@@ -20,6 +20,7 @@ from test_ask import add_film
 
 from vidqa.errors import EngineError
 from vidqa.library import Library
+from vidqa.server import chat
 from vidqa.types import TextSpan
 from vidqa.wiring import Endpoint
 
@@ -214,6 +215,37 @@ def test_a_slow_model_does_not_keep_the_moments_back(library: Library) -> None:
     assert "moments" in first
     assert "content" in first
     assert "It is red" not in first
+
+
+def test_a_stream_that_waits_says_so_from_time_to_time(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "PING_SECONDS", 0.3)
+    with (
+        FakeEndpoint(silent_seconds=2.0) as endpoint,
+        served(library, endpoint.base_url) as server,
+    ):
+        text = server.ask("red", stream=True).text
+    first, _, rest = text.partition("data: ")
+    assert first.count(": waiting\n\n") >= 1
+    assert rest.count(": waiting\n\n") >= 2
+    assert text.endswith("data: [DONE]\n\n")
+
+
+def test_what_fails_once_a_stream_has_begun_is_an_error_event(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(chat, "REFUSAL_SECONDS", 5.0)
+    with (
+        FakeEndpoint(silent_seconds=0.5, fails_after=0) as endpoint,
+        served(library, endpoint.base_url) as server,
+    ):
+        response = server.ask("red", stream=True)
+    assert response.status_code == 200
+    assert response.text.startswith(": waiting")
+    assert "out of memory" in response.text
+    assert "[DONE]" not in response.text
 
 
 def test_a_client_that_goes_away_ends_the_work_of_the_model(library: Library) -> None:

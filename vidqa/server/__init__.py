@@ -7,6 +7,9 @@
     gateway.py     the libraries, the engine and the queue that all routes share
     engine.py      the model that answers: starting, ready, failed, started again
     chat.py        chat completions: a body -> ask() -> OpenAI's shapes, streamed or whole
+    answering.py   one answer on its way, for routes and tools alike
+    streams.py     server-sent events, and clients that leave
+    shapes.py      how moments, citations and videos look in answers
     openai.py      models and embeddings
     schemas.py     what requests may say, and what becomes of each of OpenAI's fields
     search.py      moments

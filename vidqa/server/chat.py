@@ -9,48 +9,34 @@ stream comes in the order role, text, annotations, finish_reason, usage if it wa
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import JSONResponse, Response
 
 from vidqa import __version__
 from vidqa.ask import AskOptions
-from vidqa.errors import VidqaError
 from vidqa.server.answering import Answering, Question, answering
-from vidqa.server.errors import ApiError, translated
+from vidqa.server.errors import ApiError
 from vidqa.server.gateway import Gateway
 from vidqa.server.pictures import Pictures
 from vidqa.server.schemas import ChatRequest
 from vidqa.server.shapes import Shapes, title_of
 from vidqa.server.state import errors, gateway_of, pictures_of, root_of
+from vidqa.server.streams import PING_SECONDS, Event, EventStream, ahead, end_all, unless_gone
 from vidqa.types import Answer, Citation
 from vidqa.vlm import Sampling
 from vidqa.wiring import ask_options
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-Event = dict[str, Any]
-
 # What the model refuses, it refuses within this: then the status says so. A long prompt takes
 # longer to read, and its reader should see the moments meanwhile.
 REFUSAL_SECONDS = 1.0
-# A proxy gives up on a connection that is silent for a minute.
-PING_SECONDS = 15.0
-
-# nginx would hold a stream back until it has a few kilobytes.
-_UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 _MARKER = re.compile(r"\[(\d+)\]")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>&|#~])")
@@ -68,13 +54,16 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     exchange = Exchange(gateway_of(request), pictures_of(request), body, root_of(request))
     if not body.stream:
         return JSONResponse(await unless_gone(request, exchange.whole()))
-    events = with_pings(exchange.events(), PING_SECONDS)
+    events = exchange.events()
+    first = asyncio.ensure_future(anext(events))
     try:
-        first = await unless_gone(request, anext(events))
+        await unless_gone(request, asyncio.wait({first}, timeout=PING_SECONDS))
+        if first.done():
+            first.result()  # what fails by now is told by its status
     except BaseException:
-        await events.aclose()
+        await end_all(first, events)
         raise
-    return EventStream(_lines(first, events))
+    return EventStream(first, events, PING_SECONDS)
 
 
 class Exchange:
@@ -138,22 +127,13 @@ class Exchange:
             }
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Every event of a stream but the last mark; what fails at the start is raised."""
-        begun = False
-        try:
-            async with (
-                answering(self._gateway, self._pictures, self._question) as answer,
-                aclosing(ahead(answer.pieces(), REFUSAL_SECONDS)) as pieces,
-            ):
-                async for event in self._written(answer, pieces):
-                    begun = True
-                    yield event
-        except Exception as error:
-            if not begun:
-                raise
-            if not isinstance(error, VidqaError | ApiError):
-                log.exception("an answer failed")
-            yield translated(error).body()
+        """Every event of a stream but the last mark."""
+        async with (
+            answering(self._gateway, self._pictures, self._question) as answer,
+            aclosing(ahead(answer.pieces(), REFUSAL_SECONDS)) as pieces,
+        ):
+            async for event in self._written(answer, pieces):
+                yield event
 
     async def _written(
         self, answer: Answering, pieces: AsyncGenerator[str | None, None]
@@ -292,108 +272,3 @@ def rounded(milliseconds: dict[str, float]) -> dict[str, float]:
 def markdown(text: str) -> str:
     """A name as Markdown shows it: no name of a file becomes a link or a picture."""
     return _MARKDOWN.sub(r"\\\1", text)
-
-
-# ---------------------------------------------------------------- streams
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events; what makes them ends with it, also when it never began."""
-
-    def __init__(self, lines: AsyncGenerator[str, None]) -> None:
-        super().__init__(lines, media_type="text/event-stream", headers=_UNBUFFERED)
-        self._made = lines
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._made.aclose()
-
-
-async def _lines(
-    first: Event | None, events: AsyncGenerator[Event | None, None]
-) -> AsyncGenerator[str, None]:
-    """The events as lines; None, when nothing comes for a while, is a comment."""
-    async with aclosing(events):
-        event = first
-        while True:
-            yield f"data: {json.dumps(event)}\n\n" if event is not None else ": waiting\n\n"
-            failed = event is not None and "error" in event
-            try:
-                event = await anext(events)
-            except StopAsyncIteration:
-                break
-        if not failed:
-            yield "data: [DONE]\n\n"
-
-
-async def with_pings(
-    source: AsyncGenerator[T, None], seconds: float
-) -> AsyncGenerator[T | None, None]:
-    """What the source gives, and None whenever it gives nothing for so many seconds."""
-    coming: asyncio.Future[T] | None = None
-    try:
-        while True:
-            coming = asyncio.ensure_future(anext(source))
-            while not (await asyncio.wait({coming}, timeout=seconds))[0]:
-                yield None
-            try:
-                item = coming.result()
-            except StopAsyncIteration:
-                return
-            yield item
-    finally:
-        # Starlette cancels again and again until its task ends: not in the middle of this.
-        with anyio.CancelScope(shield=True):
-            if coming is not None:
-                await _end(coming)
-            await source.aclose()
-
-
-async def ahead(
-    source: AsyncGenerator[str, None], seconds: float
-) -> AsyncGenerator[str | None, None]:
-    """What the source gives; before that None, once, when its first piece takes longer than this.
-
-    What fails before then is raised before anything was given.
-    """
-    first = asyncio.ensure_future(anext(source, None))
-    try:
-        if not (await asyncio.wait({first}, timeout=seconds))[0]:
-            yield None
-        piece = await first
-        yield piece
-        if piece is not None:
-            async for piece in source:
-                yield piece
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _end(first)
-            await source.aclose()
-
-
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of some work, which is cancelled when the client leaves."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(499, "the client has gone")
-        return task.result()
-    finally:
-        await _end(gone)
-        await _end(task)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _end(task: asyncio.Future[Any]) -> None:
-    if not task.done():
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task

@@ -18,6 +18,7 @@ from serve_parts import KEY, Served, served
 from starlette.routing import Mount, Route
 from test_ask import add_film
 
+from vidqa.errors import LibraryBusy, LibraryError, VidqaError
 from vidqa.library import Library
 from vidqa.server.app import is_loopback, names_of
 from vidqa.server.keys import COOKIE, Keys
@@ -504,6 +505,26 @@ def test_an_error_of_ours_is_told_without_its_text(
     assert "xyzzy" in caplog.text
     assert 'vidqa_requests_total{route="/v1/models",status="500"} 1.0' in figures
     caplog.clear()
+
+
+@pytest.mark.parametrize("kind", [LibraryBusy, LibraryError])
+def test_an_error_tells_no_path_of_this_machine(
+    library: Library,
+    endpoint: FakeEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[VidqaError],
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise kind("/home/alice/my films/library: process 7 has held the library")
+
+    monkeypatch.setattr("vidqa.server.videos.listing", broken)
+    with served(library, endpoint.base_url) as server:
+        response = server.http.get("v1/videos")
+    assert error_of(response)["message"] == "library: process 7 has held the library"
+
+
+def test_who_may_not_ask_learns_of_the_engine_only_whether_it_is_ready(locked: Served) -> None:
+    assert httpx.get(f"{locked.url}readyz").json() == {"status": "ready"}
 
 
 def test_no_path_of_a_client_becomes_a_label_of_the_figures(server: Served) -> None:

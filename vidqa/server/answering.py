@@ -113,7 +113,7 @@ class Answering:
             )
         except NothingFound as error:
             # That nothing fits is an answer, and an honest one.
-            self._nothing = self._told(str(error))
+            self._nothing = await self._gateway.run(self._told, str(error))
 
     async def _stand_alone(self) -> str:
         turns = self._question.turns

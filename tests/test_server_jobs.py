@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from serve_parts import Served, served, until
 from test_server_gate import error_of
 
+from vidqa import database
 from vidqa.ingest import IngestOptions
 from vidqa.library import Library
 from vidqa.server import jobs as module
@@ -425,6 +426,25 @@ def test_an_error_of_ours_fails_the_job_and_not_the_next(
     until(lambda: sorted(statuses(jobs)) == ["done", "failed"], 30)
     failed = next(one for one in jobs.all() if one.status == "failed")
     assert failed.error == "an internal error (RuntimeError); the server's log has it"
+    caplog.clear()
+
+
+def test_a_library_that_somebody_holds_costs_no_upload(
+    library: Library, film: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.1)
+    jobs, shelf = jobs_of(library, Watched())
+    path = module.uploads_of(shelf) / "a.mp4"
+    path.write_bytes(film)
+    with database.opened(library.folder / "store.duckdb", read_only=True):
+        jobs.add(shelf, path)
+        jobs.start()
+        until(lambda: "has held the library" in caplog.text, 30)
+        assert statuses(jobs) == ["running"]
+        assert path.exists()
+    until(lambda: statuses(jobs) == ["done"], 30)
+    jobs.stop()
     caplog.clear()
 
 

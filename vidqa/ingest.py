@@ -195,7 +195,8 @@ class _Run:
             try:
                 self._consider(path)
             except (VideoError, LibraryBusy) as error:
-                self._fail(path, _with_path(path, str(error)))
+                busy = isinstance(error, LibraryBusy)
+                self._fail(path, _with_path(path, str(error)), busy=busy)
 
     def _consider(self, path: str) -> None:
         """Finds out what a file is to the library: known, or to be read."""
@@ -296,7 +297,7 @@ class _Run:
         try:
             take.draft.commit(done.video, done.scenes, done.texts, take.recipe)
         except LibraryBusy as error:
-            self._drop(take, _with_path(take.path, str(error)))
+            self._drop(take, _with_path(take.path, str(error)), busy=True)
             return
         self._release(take)
         self._idle.append(take.worker)
@@ -311,23 +312,25 @@ class _Run:
             )
         )
 
-    def _drop(self, take: _Take, error: str) -> None:
+    def _drop(self, take: _Take, error: str, *, busy: bool = False) -> None:
         """Gives a video up, and its worker, which may be dead, hung or in an odd state."""
         self._release(take)
         take.worker.close()
-        self._fail(take.path, error, time.monotonic() - take.started)
+        self._fail(take.path, error, time.monotonic() - take.started, busy=busy)
 
     def _release(self, take: _Take) -> None:
         del self._takes[id(take.worker.connection)]
         self._waiting.extend(self._copies.pop(take.content, ()))
         take.close()
 
-    def _fail(self, path: str, error: str, seconds_wall: float = 0.0) -> None:
+    def _fail(
+        self, path: str, error: str, seconds_wall: float = 0.0, *, busy: bool = False
+    ) -> None:
         # A name that is not valid UTF-8 cannot be stored.
         if path.encode("utf-8", "ignore").decode() == path:
             with suppress(LibraryBusy):
                 self._library.record_failure(path, error)
-        self._report(FileReport(path, "failed", seconds_wall=seconds_wall, error=error))
+        self._report(FileReport(path, "failed", seconds_wall=seconds_wall, error=error, busy=busy))
 
     def _report(self, report: FileReport) -> None:
         self._reports.append(report)

@@ -258,7 +258,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What became of one file of an ingest; `error` is one line, and only set for `failed`."""
+    """What became of one file of an ingest; `error` is one line, and only set for `failed`.
+
+    `busy` says that the library was what failed, and not the file.
+    """
 
     path: str
     state: FileState
@@ -267,6 +270,7 @@ class FileReport:
     seconds_video: float = 0.0
     seconds_wall: float = 0.0
     error: str | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from vidqa.containers import shown
-from vidqa.errors import VidqaError
+from vidqa.errors import LibraryBusy, VidqaError
 from vidqa.ingest import IngestOptions, IngestProgress, ingest
 from vidqa.server.gateway import Shelf
 from vidqa.server.shapes import UPLOADS, name_of
@@ -40,6 +40,8 @@ PROGRESS_SECONDS = 0.5
 # How often it is looked whether another process is done with a library.
 TURN_SECONDS = 0.2
 STOP_SECONDS = 20.0
+# After a library was held for longer than a commit waits: the upload is not at fault.
+BUSY_SECONDS = 5.0
 OPEN = ("queued", "running")
 # Of an upload that still comes in, and how old one is that does not any more.
 UNFINISHED = ".part"
@@ -137,6 +139,10 @@ class Jobs:
                         self._do(current)
             except _Ended:
                 return
+            except LibraryBusy as error:
+                log.warning("%s waits: %s", job.id, error)
+                self._ended.wait(BUSY_SECONDS)
+                self._waiting.put(job)
             except Exception:
                 log.exception("job %s broke off", job.id)
 
@@ -161,7 +167,9 @@ class Jobs:
             error = next((one.error for one in report.files if one.error), None)
             if not report.files:
                 error = "it is gone"
-        except _Ended:
+            if any(one.busy for one in report.files):
+                raise LibraryBusy(error)
+        except (_Ended, LibraryBusy):
             raise
         except VidqaError as failure:
             error = str(failure)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from vidqa.ask import AskOptions, Prepared, prepare
@@ -150,12 +150,14 @@ class Answering:
         reply = self._client.reply(prepared.messages(), prepared.options.sampling, model=model)
         started = time.perf_counter()
         try:
-            async for piece in reply:
-                self.milliseconds.setdefault(
-                    "first_token", (time.perf_counter() - started) * MILLISECONDS
-                )
-                if text := writing.add(piece):
-                    yield text
+            # Closed here and now, not when somebody sweeps up: with the answer its place is free.
+            async with aclosing(aiter(reply)) as written:
+                async for piece in written:
+                    self.milliseconds.setdefault(
+                        "first_token", (time.perf_counter() - started) * MILLISECONDS
+                    )
+                    if text := writing.add(piece):
+                        yield text
         except EndpointError as error:
             raise self._gateway.answerer.lost(error) from error
         if text := writing.end():

@@ -495,7 +495,9 @@ def test_an_error_of_ours_is_told_without_its_text(
         raise RuntimeError("the password is xyzzy")
 
     monkeypatch.setattr("vidqa.server.openai.model_shape", broken)
+    monkeypatch.setattr("vidqa.server.videos._job", broken)
     with served(library, endpoint.base_url) as server:
+        server.http.get("v1/jobs/1%0AERROR%20made%20up")
         response = server.http.get("v1/models")
         figures = server.http.get("metrics").text
     assert response.status_code == 500
@@ -503,6 +505,7 @@ def test_an_error_of_ours_is_told_without_its_text(
     assert "xyzzy" not in response.text
     assert protected(response)
     assert "xyzzy" in caplog.text
+    assert "1\nERROR made up" not in caplog.text
     assert 'vidqa_requests_total{route="/v1/models",status="500"} 1.0' in figures
     caplog.clear()
 

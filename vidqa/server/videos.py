@@ -351,7 +351,11 @@ async def upload(
             path = await gateway.run(_settle, draft, folder, wanted)
         finally:
             draft.unlink(missing_ok=True)
-        job = await gateway.run(jobs_of(request).add, shelf, path)
+        try:
+            job = await gateway.run(jobs_of(request).add, shelf, path)
+        except OSError:  # without a job nobody would ever take it in
+            path.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise ApiError(
             507, f"{wanted} could not be kept: {error.strerror}", code="no_space"

@@ -13,6 +13,7 @@
     videos.py      videos, frames, clips, uploads
     jobs.py        uploads become searchable in the background
     pictures.py    pictures from clients: data URLs, and hosts that were allowed
+    leaving.py     clients that leave
     metrics.py     what Prometheus is told
     errors.py      every error in OpenAI's shape
     tools.py       the tools for agents: search, ask, frames, list, outline

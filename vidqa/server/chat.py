@@ -9,13 +9,12 @@ stream comes in the order role, text, annotations, finish_reason, usage if it wa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -31,6 +30,7 @@ from vidqa.errors import VidqaError
 from vidqa.server.answering import Answering, Question, answering
 from vidqa.server.errors import ApiError, translated
 from vidqa.server.gateway import Gateway
+from vidqa.server.leaving import end, unless_gone
 from vidqa.server.pictures import Pictures
 from vidqa.server.schemas import ChatRequest
 from vidqa.server.shapes import Shapes, title_of
@@ -347,7 +347,7 @@ async def with_pings(
         # Starlette cancels again and again until its task ends: not in the middle of this.
         with anyio.CancelScope(shield=True):
             if coming is not None:
-                await _end(coming)
+                await end(coming)
             await source.aclose()
 
 
@@ -369,31 +369,5 @@ async def ahead(
                 yield piece
     finally:
         with anyio.CancelScope(shield=True):
-            await _end(first)
+            await end(first)
             await source.aclose()
-
-
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of some work, which is cancelled when the client leaves."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(499, "the client has gone")
-        return task.result()
-    finally:
-        await _end(gone)
-        await _end(task)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _end(task: asyncio.Future[Any]) -> None:
-    if not task.done():
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task

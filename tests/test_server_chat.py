@@ -562,7 +562,10 @@ def test_who_comes_after_a_full_queue_is_told_to_come_again(library: Library) ->
         for number, thread in enumerate(threads, 1):
             thread.start()
             until(lambda number=number: busy(server) == number)  # type: ignore[misc]
-        refused = server.ask("red")
+        # Nothing is done for it: its picture is not even looked at.
+        damaged = {"type": "image_url", "image_url": {"url": "data:image/png;base64,%%%"}}
+        messages = [{"role": "user", "content": [{"type": "text", "text": "red"}, damaged]}]
+        refused = server.http.post("v1/chat/completions", json={"messages": messages})
         for thread in threads:
             thread.join()
     assert statuses == [200, 200]

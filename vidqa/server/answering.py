@@ -55,8 +55,9 @@ async def answering(
     """
     client = gateway.answerer.client()
     await _check_video(gateway, question)
-    images = [await pictures.of(url, question.shelf.embedder.spec) for url in question.images]
     async with gateway.turn() as waited_seconds:
+        # Who is told to come again has cost nothing yet.
+        images = [await pictures.of(url, question.shelf.embedder.spec) for url in question.images]
         answer = Answering(gateway, question, client, images)
         answer.milliseconds["queue"] = waited_seconds * MILLISECONDS
         await answer.find()

@@ -515,6 +515,7 @@ def test_an_error_tells_no_path_of_this_machine(
     library: Library,
     endpoint: FakeEndpoint,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     kind: type[VidqaError],
 ) -> None:
     def broken(*arguments: object) -> None:
@@ -524,6 +525,8 @@ def test_an_error_tells_no_path_of_this_machine(
     with served(library, endpoint.base_url) as server:
         response = server.http.get("v1/videos")
     assert error_of(response)["message"] == "library: process 7 has held the library"
+    assert "/home/alice/my films/library: process 7" in caplog.text
+    caplog.clear()
 
 
 def test_who_may_not_ask_learns_of_the_engine_only_whether_it_is_ready(locked: Served) -> None:

@@ -13,6 +13,7 @@ they are in. What is not ours is told as an internal error without its text, whi
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from typing import Any
@@ -24,6 +25,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from vidqa.errors import EndpointError, LibraryBusy, NothingFound, UsageError, VidqaError
+
+log = logging.getLogger(__name__)
 
 BUSY_RETRY_SECONDS = 5
 
@@ -72,7 +75,7 @@ class ApiError(Exception):
 
 
 def translated(error: BaseException) -> ApiError:
-    """Any exception of a request, as a client is told of it."""
+    """Any exception of a request, as a client is told of it; in full it goes to the log."""
     text = without_folders(str(error))
     match error:
         case ApiError():
@@ -84,12 +87,14 @@ def translated(error: BaseException) -> ApiError:
         case UsageError():
             return ApiError(422, text, code="invalid_value")
         case LibraryBusy():
+            log.warning("%s", error)
             return ApiError(503, text, code="library_busy", retry_after_seconds=BUSY_RETRY_SECONDS)
         case EndpointError() if error.refused:
             return ApiError(400, text, code="refused_by_model")
         case EndpointError():
             return ApiError(502, text, code="endpoint_failed")
         case VidqaError():
+            log.error("%s", error)
             return ApiError(500, text, code=type(error).__name__)
     return ApiError(500, "an internal error; the server's log has it", code="internal_error")
 

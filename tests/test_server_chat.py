@@ -263,7 +263,8 @@ def test_the_fields_of_sampling_reach_the_model(server: Served, endpoint: FakeEn
 
 def test_a_schema_for_the_answer_reaches_the_model(server: Served, endpoint: FakeEndpoint) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
-    server.ask("red", response_format=form)
+    more = form | {"json_schema": {**form["json_schema"], "backend": "x"}}
+    server.ask("red", response_format=more)
     assert endpoint.requests[-1]["response_format"] == form
 
 
@@ -275,6 +276,17 @@ def test_an_answer_in_json_stays_json(library: Library) -> None:
         body = server.ask("red", response_format={"type": "json_object"}).json()
     assert json.loads(body["choices"][0]["message"]["content"])["n"] == [1, 2]
     assert [one["n"] for one in body["citations"]] == [1]
+
+
+def test_a_list_in_an_answer_in_json_is_no_citation(library: Library) -> None:
+    with (
+        FakeEndpoint(pieces=['{"n": [1], "seen": "red \\" [1]"}']) as endpoint,
+        served(library, endpoint.base_url) as server,
+    ):
+        body = server.ask("red", response_format={"type": "json_object"}).json()
+    message = body["choices"][0]["message"]
+    (cited,) = (one["url_citation"] for one in message["annotations"])
+    assert message["content"][: cited["start_index"]].endswith('red \\" ')
 
 
 @pytest.mark.parametrize(

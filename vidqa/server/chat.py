@@ -53,6 +53,7 @@ PING_SECONDS = 15.0
 _UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 _MARKER = re.compile(r"\[(\d+)\]")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>&|#~])")
 
 router = APIRouter(tags=["chat"])
@@ -224,7 +225,13 @@ class Exchange:
         return "\n\nSources:\n\n" + "\n".join(lines)
 
     def _annotations(self, text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
-        """One for each `[n]` of the answer, with its place there; its sources come after it."""
+        """One for each `[n]` of the answer, with its place there; its sources come after it.
+
+        Where the answer is JSON, `[1]` may be a list as well: only its strings cite.
+        """
+        parts = [(0, len(text))]
+        if self._question.options.sampling.response_format is not None:
+            parts = [match.span() for match in _JSON_STRING.finditer(text)]
         by_number = {one.n: one for one in citations}
         return [
             {
@@ -236,7 +243,8 @@ class Exchange:
                     "url": self._shapes.player_url(one.video_id, one.start_seconds),
                 },
             }
-            for match in _MARKER.finditer(text)
+            for part in parts
+            for match in _MARKER.finditer(text, *part)
             if (one := by_number.get(int(match.group(1)) if len(match.group(1)) < 9 else -1))
         ]
 

@@ -70,6 +70,7 @@ class FakeEndpoint:
     takes_video: bool = True
     counts_tokens: bool = True
     breaks_after: int | None = None  # closes the connection after so many pieces
+    finish: str = "stop"
     fails_after: int | None = None  # sends an error event after so many pieces
     raw: bytes | None = None  # sent in place of the events
     silent_seconds: float = 0.0  # before the first event
@@ -170,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._event({"error": {"message": "out of memory", "code": 500}})
                 return
             self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})
-        self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": self.told.finish}]})
         if self.told.counts_tokens:
             counts = {"prompt_tokens": 100, "completion_tokens": len(self.told.pieces)}
             self._event({"choices": [], "usage": counts})

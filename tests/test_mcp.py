@@ -23,8 +23,8 @@ from test_server_chat import Endless
 
 from vidqa.errors import EngineError
 from vidqa.library import Library
+from vidqa.server.errors import without_folders
 from vidqa.server.keys import Keys
-from vidqa.server.tool_texts import without_folders
 from vidqa.server.tools import ToolFailed, Tools
 from vidqa.types import TextSpan
 from vidqa.wiring import Endpoint
@@ -325,6 +325,7 @@ def test_what_is_nobodys_fault_but_ours_tells_nothing(
     ("text", "shown"),
     [
         ("/home/me/a b.mp4: cut short", "a b.mp4: cut short"),
+        ("/home/my films/by me/a b.mp4: cut short", "a b.mp4: cut short"),
         ("~/films/x.mp4 is gone", "x.mp4 is gone"),
         ("see /run/user/7/vidqa/engine.log", "see engine.log"),
         ("http://127.0.0.1:8000/v1/models said 500", "http://127.0.0.1:8000/v1/models said 500"),

@@ -295,7 +295,8 @@ def test_the_fields_of_sampling_reach_the_model(server: Served, endpoint: FakeEn
 
 def test_a_schema_for_the_answer_reaches_the_model(server: Served, endpoint: FakeEndpoint) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
-    server.ask("red", response_format=form)
+    more = form | {"json_schema": {**form["json_schema"], "backend": "x"}}
+    server.ask("red", response_format=more)
     assert endpoint.requests[-1]["response_format"] == form
 
 
@@ -307,6 +308,17 @@ def test_an_answer_in_json_stays_json(library: Library) -> None:
         body = server.ask("red", response_format={"type": "json_object"}).json()
     assert json.loads(body["choices"][0]["message"]["content"])["n"] == [1, 2]
     assert [one["n"] for one in body["citations"]] == [1]
+
+
+def test_a_list_in_an_answer_in_json_is_no_citation(library: Library) -> None:
+    with (
+        FakeEndpoint(pieces=['{"n": [1], "seen": "red \\" [1]"}']) as endpoint,
+        served(library, endpoint.base_url) as server,
+    ):
+        body = server.ask("red", response_format={"type": "json_object"}).json()
+    message = body["choices"][0]["message"]
+    (cited,) = (one["url_citation"] for one in message["annotations"])
+    assert message["content"][: cited["start_index"]].endswith('red \\" ')
 
 
 @pytest.mark.parametrize(
@@ -594,7 +606,10 @@ def test_who_comes_after_a_full_queue_is_told_to_come_again(library: Library) ->
         for number, thread in enumerate(threads, 1):
             thread.start()
             until(lambda number=number: busy(server) == number)  # type: ignore[misc]
-        refused = server.ask("red")
+        # Nothing is done for it: its picture is not even looked at.
+        damaged = {"type": "image_url", "image_url": {"url": "data:image/png;base64,%%%"}}
+        messages = [{"role": "user", "content": [{"type": "text", "text": "red"}, damaged]}]
+        refused = server.http.post("v1/chat/completions", json={"messages": messages})
         for thread in threads:
             thread.join()
     assert statuses == [200, 200]

@@ -57,7 +57,8 @@ def test_an_endpoint_is_reached_and_named() -> None:
 
     with FakeEndpoint() as endpoint:
         answerer = watched(at(endpoint), body)
-        assert answerer.detail == f"fake-vl at {endpoint.base_url}"
+        # Whoever asks need not know where.
+        assert answerer.detail == "fake-vl at the endpoint"
 
 
 def test_what_is_waited_for_is_told() -> None:
@@ -158,6 +159,28 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_watch(
         watched(connect, body, retry_seconds=0.2)
     assert [one.levelno for one in caplog.records].count(logging.ERROR) == 1
     caplog.clear()
+
+
+def test_a_reason_is_told_in_full_here_and_without_places_to_clients() -> None:
+    reason = "/home/me/my models/qwen: holds no config.json; asked http://10.0.0.7:8000/v1."
+    heard: list[str] = []
+
+    async def body() -> None:
+        answerer = Answerer(
+            connect, Metrics(), on_change=lambda state, detail: heard.append(detail)
+        )
+        await answerer.start()
+        try:
+            await becomes(answerer, "failed")
+            assert answerer.detail == "qwen: holds no config.json; asked the endpoint."
+        finally:
+            await answerer.stop()
+
+    def connect(tell: OnStage) -> Endpoint:
+        raise EngineError(reason)
+
+    asyncio.run(body())
+    assert heard[-1] == reason
 
 
 def test_one_that_serves_several_models_says_which_to_choose() -> None:

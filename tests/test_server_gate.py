@@ -18,6 +18,7 @@ from serve_parts import KEY, Served, served
 from starlette.routing import Mount, Route
 from test_ask import add_film
 
+from vidqa.errors import LibraryBusy, LibraryError, VidqaError
 from vidqa.library import Library
 from vidqa.server.app import is_loopback, names_of
 from vidqa.server.keys import COOKIE, Keys
@@ -494,7 +495,9 @@ def test_an_error_of_ours_is_told_without_its_text(
         raise RuntimeError("the password is xyzzy")
 
     monkeypatch.setattr("vidqa.server.openai.model_shape", broken)
+    monkeypatch.setattr("vidqa.server.videos._job", broken)
     with served(library, endpoint.base_url) as server:
+        server.http.get("v1/jobs/1%0AERROR%20made%20up")
         response = server.http.get("v1/models")
         figures = server.http.get("metrics").text
     assert response.status_code == 500
@@ -502,8 +505,32 @@ def test_an_error_of_ours_is_told_without_its_text(
     assert "xyzzy" not in response.text
     assert protected(response)
     assert "xyzzy" in caplog.text
+    assert "1\nERROR made up" not in caplog.text
     assert 'vidqa_requests_total{route="/v1/models",status="500"} 1.0' in figures
     caplog.clear()
+
+
+@pytest.mark.parametrize("kind", [LibraryBusy, LibraryError])
+def test_an_error_tells_no_path_of_this_machine(
+    library: Library,
+    endpoint: FakeEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[VidqaError],
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise kind("/home/alice/my films/library: process 7 has held the library")
+
+    monkeypatch.setattr("vidqa.server.videos.listing", broken)
+    with served(library, endpoint.base_url) as server:
+        response = server.http.get("v1/videos")
+    assert error_of(response)["message"] == "library: process 7 has held the library"
+    assert "/home/alice/my films/library: process 7" in caplog.text
+    caplog.clear()
+
+
+def test_who_may_not_ask_learns_of_the_engine_only_whether_it_is_ready(locked: Served) -> None:
+    assert httpx.get(f"{locked.url}readyz").json() == {"status": "ready"}
 
 
 def test_no_path_of_a_client_becomes_a_label_of_the_figures(server: Served) -> None:

@@ -7,11 +7,12 @@ import threading
 import time
 
 import pytest
+from fakes import FakeEmbedder
 
 from vidqa.config import Settings
 from vidqa.server import gateway as module
 from vidqa.server.engine import Answerer
-from vidqa.server.gateway import Gateway
+from vidqa.server.gateway import CachingEmbedder, Gateway
 from vidqa.server.metrics import Metrics
 from vidqa.wiring import Endpoint
 
@@ -44,3 +45,13 @@ def test_clients_that_come_and_leave_start_no_more_work_than_is_done_at_once(
 
     asyncio.run(hurried())
     assert most == bound
+
+
+def test_queries_as_one_types_are_remembered_and_long_texts_are_not() -> None:
+    metrics = Metrics()
+    embedder = CachingEmbedder(FakeEmbedder(), metrics)
+    for text in ("red", "red", "red " * 1000, "red " * 1000):
+        assert embedder.embed_texts([text]).argmax() == 0
+    figures = metrics.text().decode()
+    assert 'vidqa_query_cache_total{outcome="hit"} 1.0' in figures
+    assert 'vidqa_query_cache_total{outcome="miss"} 1.0' in figures

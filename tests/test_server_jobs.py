@@ -272,13 +272,14 @@ def test_a_disk_that_fills_up_meanwhile_ends_the_upload(
     assert kept(library) == []
 
 
+@pytest.mark.parametrize("call", ["vidqa.server.videos.os.fsync", "vidqa.server.jobs.Jobs._write"])
 def test_a_disk_that_takes_no_more_is_told_as_such(
-    server: Served, library: Library, monkeypatch: pytest.MonkeyPatch
+    server: Served, library: Library, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    def full(number: int) -> None:
+    def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(videos.os, "fsync", full)
+    monkeypatch.setattr(call, full)
     response = send(server, "a.mp4", b"x")
     assert response.status_code == 507
     assert error_of(response)["message"] == "a.mp4 could not be kept: No space left on device"

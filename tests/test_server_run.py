@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from fakes import FakeEmbedder, FakeEndpoint
+from fastapi import FastAPI
 from media import make_film, shot
 from serve_parts import KEY, until
 
@@ -27,7 +28,15 @@ from vidqa.errors import EmbedderMismatch, UsageError, VidqaError
 from vidqa.library import Library
 from vidqa.server import run
 from vidqa.server.keys import Keys
-from vidqa.server.run import ServeOptions, address, from_environment, listen, serve, told
+from vidqa.server.run import (
+    ServeOptions,
+    _configuration,
+    address,
+    from_environment,
+    listen,
+    serve,
+    told,
+)
 
 CODE = "from vidqa.cli import main; main()"
 
@@ -298,6 +307,14 @@ def test_the_keys_are_not_in_what_is_shown_of_the_options() -> None:
 )  # fmt: skip
 def test_the_address_of_the_page_is_one_that_a_browser_takes(host: str, shown: str) -> None:
     assert address(Settings(host=host), 8) == shown
+
+
+@pytest.mark.parametrize(
+    ("given", "path"), [("/vidqa", "/vidqa"), ("vidqa/", "/vidqa"), ("/", ""), (None, "")]
+)
+def test_a_root_path_may_be_written_with_and_without_slashes(given: str | None, path: str) -> None:
+    configuration = _configuration(FastAPI(), Settings(root_path=given), ServeOptions())
+    assert configuration.root_path == path
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])

@@ -6,7 +6,9 @@ import asyncio
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +422,34 @@ def test_a_client_that_leaves_ends_the_cutting(
         server.http.get(address(ids, "v1/clips/{}?start=0&end=1"), timeout=0.5)
     until(lambda: events == ["begun", "ended"])
     until(lambda: not list(temporary.iterdir()))
+
+
+def test_a_client_that_leaves_does_not_wait_for_its_turn_any_more(
+    server: Served, ids: dict[str, str], temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: list[float] = []
+    go = threading.Event()
+
+    async def slow(path: str, start: float, end: float, target: Path) -> None:
+        cut.append(start)
+        await asyncio.to_thread(go.wait, 20)
+        target.write_bytes(b"whole")
+
+    def get(start: int) -> None:
+        httpx.get(f"{server.url}{address(ids, 'v1/clips/{}')}?start={start}&end=3", timeout=20)
+
+    monkeypatch.setattr(module, "cut_async", slow)
+    with ThreadPoolExecutor(module.CLIPS_AT_ONCE) as pool:
+        waited_for = [pool.submit(get, 0) for _ in range(module.CLIPS_AT_ONCE)]
+        until(lambda: len(cut) == module.CLIPS_AT_ONCE)
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.get(address(ids, "v1/clips/{}?start=1&end=2"), timeout=0.3)
+        until(lambda: len(list(temporary.iterdir())) == module.CLIPS_AT_ONCE)
+        go.set()
+        for one in waited_for:
+            one.result()
+    until(lambda: not list(temporary.iterdir()))
+    assert cut == [0] * module.CLIPS_AT_ONCE
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_clip_leaves_nothing(

@@ -208,6 +208,11 @@ def test_a_stream_that_ends_without_a_finish_is_an_error() -> None:
     assert_refused("broke off in the middle", FakeEndpoint(raw=raw))
 
 
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_a_stream_that_the_engines_end_cut_short_is_an_error(reason: str) -> None:
+    assert_refused("broke off in the middle of the answer", FakeEndpoint(finish=reason))
+
+
 def test_an_error_event_in_the_answer_is_told_with_its_reason() -> None:
     assert_refused("out of memory", FakeEndpoint(pieces=["It ", "is "], fails_after=1))
 

@@ -42,6 +42,8 @@ READ_SECONDS = 600.0
 
 _DRAIN_SECONDS = 1.0
 _MAX_REASON_CHARACTERS = 300
+# vLLM ends a stream like any other when its engine is told to end, or fails, in the middle of it.
+_UNFINISHED = (None, "abort", "error")
 _TOO_LONG = ("context length", "maximum context", "too long", "max_model_len", "context_length")
 
 
@@ -199,7 +201,7 @@ class AsyncVlmClient:
                 async with aclosing(self._events(response)) as events:
                     async for event in events:
                         begun = True
-                        finished = finished or event.finish_reason is not None
+                        finished = finished or event.finish_reason not in _UNFINISHED
                         yield event
         if not begun:
             raise self._nonsense("an answer", response.headers.get("content-type", "nothing"))
@@ -299,7 +301,7 @@ class Reply:
         self.finish_reason: str | None = None
         self._events = client._reply_events(messages, sampling, model)
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
         async with aclosing(self._events) as events:
             async for event in events:
                 self.usage = event.usage or self.usage

@@ -6,7 +6,7 @@ command line and the demo use it; a program that builds these objects itself nee
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,17 +69,28 @@ def open_library(
 
 class OnDemand:
     """An embedder that is loaded when it is first used: loading takes seconds, and taking in
-    folders where nothing has changed never uses it."""
+    folders where nothing has changed never uses it.
+
+    It is loaded once, however many threads use it first.
+    """
 
     def __init__(self, spec: EmbedderSpec, load: Callable[[], Embedder]) -> None:
         self.spec = spec
-        self._load = functools.cache(load)
+        self._load = load
+        self._turn = threading.Lock()
+        self._embedder: Embedder | None = None
 
     def embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._load().embed_images(images)
+        return self._loaded().embed_images(images)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._load().embed_texts(texts)
+        return self._loaded().embed_texts(texts)
+
+    def _loaded(self) -> Embedder:
+        with self._turn:
+            if self._embedder is None:
+                self._embedder = self._load()
+            return self._embedder
 
 
 def ingest_options(settings: Settings) -> IngestOptions:

@@ -8,7 +8,7 @@
     engine.py      the model that answers: starting, ready, failed, started again
     chat.py        chat completions: a body -> ask() -> OpenAI's shapes, streamed or whole
     answering.py   one answer on its way, for routes and tools alike
-    streams.py     server-sent events, and clients that leave
+    streams.py     server-sent events
     shapes.py      how moments, citations and videos look in answers
     openai.py      models and embeddings
     schemas.py     what requests may say, and what becomes of each of OpenAI's fields
@@ -16,6 +16,7 @@
     videos.py      videos, frames, clips, uploads
     jobs.py        uploads become searchable in the background
     pictures.py    pictures from clients: data URLs, and hosts that were allowed
+    leaving.py     clients that leave
     metrics.py     what Prometheus is told
     errors.py      every error in OpenAI's shape
     tools.py       the tools for agents: search, ask, frames, list, outline

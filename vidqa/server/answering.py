@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from vidqa.ask import AskOptions, Prepared, prepare
@@ -55,8 +55,9 @@ async def answering(
     """
     client = gateway.answerer.client()
     await _check_video(gateway, question)
-    images = [await pictures.of(url, question.shelf.embedder.spec) for url in question.images]
     async with gateway.turn() as waited_seconds:
+        # Who is told to come again has cost nothing yet.
+        images = [await pictures.of(url, question.shelf.embedder.spec) for url in question.images]
         answer = Answering(gateway, question, client, images)
         answer.milliseconds["queue"] = waited_seconds * MILLISECONDS
         await answer.find()
@@ -113,7 +114,7 @@ class Answering:
             )
         except NothingFound as error:
             # That nothing fits is an answer, and an honest one.
-            self._nothing = self._told(str(error))
+            self._nothing = await self._gateway.run(self._told, str(error))
 
     async def _stand_alone(self) -> str:
         turns = self._question.turns
@@ -150,12 +151,14 @@ class Answering:
         reply = self._client.reply(prepared.messages(), prepared.options.sampling, model=model)
         started = time.perf_counter()
         try:
-            async for piece in reply:
-                self.milliseconds.setdefault(
-                    "first_token", (time.perf_counter() - started) * MILLISECONDS
-                )
-                if text := writing.add(piece):
-                    yield text
+            # Closed here and now, not when somebody sweeps up: with the answer its place is free.
+            async with aclosing(aiter(reply)) as written:
+                async for piece in written:
+                    self.milliseconds.setdefault(
+                        "first_token", (time.perf_counter() - started) * MILLISECONDS
+                    )
+                    if text := writing.add(piece):
+                        yield text
         except EndpointError as error:
             raise self._gateway.answerer.lost(error) from error
         if text := writing.end():

@@ -142,11 +142,11 @@ async def healthz() -> dict[str, str]:
 @own.head("/readyz", include_in_schema=False)
 @own.get("/readyz", summary="Whether it can answer", responses={503: {"description": "Not yet"}})
 async def readyz(request: Request) -> Response:
-    """Only once the model answers."""
-    answerer = gateway_of(request).answerer
-    ready = answerer.state == "ready"
-    body = {"status": answerer.state, "detail": answerer.detail if ready else "see /v1/info"}
-    return JSONResponse(body, 200 if ready else 503, {} if ready else {"Retry-After": "5"})
+    """Only once the model answers; what it is doing meanwhile is at /v1/info."""
+    state = gateway_of(request).answerer.state
+    ready = state == "ready"
+    headers = {} if ready else {"Retry-After": "5"}
+    return JSONResponse({"status": state}, 200 if ready else 503, headers)
 
 
 @own.get("/metrics", summary="Figures for Prometheus", response_class=Response)

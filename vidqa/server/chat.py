@@ -25,11 +25,12 @@ from vidqa.ask import AskOptions
 from vidqa.server.answering import Answering, Question, answering
 from vidqa.server.errors import ApiError
 from vidqa.server.gateway import Gateway
+from vidqa.server.leaving import unless_gone
 from vidqa.server.pictures import Pictures
 from vidqa.server.schemas import ChatRequest
 from vidqa.server.shapes import Shapes, title_of
 from vidqa.server.state import errors, gateway_of, pictures_of, root_of
-from vidqa.server.streams import PING_SECONDS, Event, EventStream, ahead, end_all, unless_gone
+from vidqa.server.streams import PING_SECONDS, Event, EventStream, ahead, end_all
 from vidqa.types import Answer, Citation
 from vidqa.vlm import Sampling
 from vidqa.wiring import ask_options
@@ -39,6 +40,7 @@ from vidqa.wiring import ask_options
 REFUSAL_SECONDS = 1.0
 
 _MARKER = re.compile(r"\[(\d+)\]")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>&|#~])")
 
 router = APIRouter(tags=["chat"])
@@ -204,7 +206,13 @@ class Exchange:
         return "\n\nSources:\n\n" + "\n".join(lines)
 
     def _annotations(self, text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
-        """One for each `[n]` of the answer, with its place there; its sources come after it."""
+        """One for each `[n]` of the answer, with its place there; its sources come after it.
+
+        Where the answer is JSON, `[1]` may be a list as well: only its strings cite.
+        """
+        parts = [(0, len(text))]
+        if self._question.options.sampling.response_format is not None:
+            parts = [match.span() for match in _JSON_STRING.finditer(text)]
         by_number = {one.n: one for one in citations}
         return [
             {
@@ -216,7 +224,8 @@ class Exchange:
                     "url": self._shapes.player_url(one.video_id, one.start_seconds),
                 },
             }
-            for match in _MARKER.finditer(text)
+            for part in parts
+            for match in _MARKER.finditer(text, *part)
             if (one := by_number.get(int(match.group(1)) if len(match.group(1)) < 9 else -1))
         ]
 

@@ -16,18 +16,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from vidqa.errors import EndpointError, VidqaError
-from vidqa.server.errors import ApiError
+from vidqa.server.errors import ApiError, without_folders
 from vidqa.server.metrics import Metrics
 from vidqa.vlm import AsyncVlmClient
 from vidqa.wiring import Endpoint, OnStage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+_ADDRESS = re.compile(r"https?://[^\s,;()'\"]*[^\s,;()'\".:]")
 
 LOOK_SECONDS = 15.0
 # After a failed start; a missing file may be put in place meanwhile.
@@ -55,7 +58,8 @@ class Answerer:
         self._look_seconds = look_seconds
         self._retry_seconds = retry_seconds
         self.state = "starting"
-        self.detail = "starting"
+        self.detail = "starting"  # as clients are told it
+        self._said = (self.state, self.detail)
         self._on_change = on_change
         self._connect = connect
         self._metrics = metrics
@@ -147,7 +151,7 @@ class Answerer:
 
     async def _stay(self) -> None:
         """Returns when the endpoint no longer answers."""
-        ready = self.detail
+        _, ready = self._said
         while True:
             await self._pause(self._look_seconds)
             if not await self._answers():
@@ -170,9 +174,12 @@ class Answerer:
         self._look.clear()
 
     def _become(self, state: str, detail: str) -> None:
-        if (state, detail) != (self.state, self.detail):
+        if (state, detail) != self._said:
             self._on_change(state, detail)
-        self.state, self.detail = state, detail
+        self._said = state, detail
+        # Where the engine listens, and where its files are, is nobody's business.
+        self.state = state
+        self.detail = without_folders(_ADDRESS.sub("the endpoint", detail))
         self._metrics.engine(state)
 
 

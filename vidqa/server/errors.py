@@ -7,13 +7,15 @@
     429  too many at once, or too often        503  not ready yet, or busy: see Retry-After
     502  the endpoint that answers failed
 
-A message gives the value, what is allowed and the next step. What is not ours is told as an
-internal error without its text, which goes to the log.
+A message gives the value, what is allowed and the next step; it names files, and not the folders
+they are in. What is not ours is told as an internal error without its text, which goes to the log.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,6 +25,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from vidqa.errors import EndpointError, LibraryBusy, NothingFound, UsageError, VidqaError
+
+log = logging.getLogger(__name__)
 
 BUSY_RETRY_SECONDS = 5
 
@@ -71,27 +75,38 @@ class ApiError(Exception):
 
 
 def translated(error: BaseException) -> ApiError:
-    """Any exception of a request, as a client is told of it."""
+    """Any exception of a request, as a client is told of it; in full it goes to the log."""
+    text = without_folders(str(error))
     match error:
         case ApiError():
             return error
         case ClientDisconnect():
             return ApiError(499, "the client has left")  # nobody reads it
         case NothingFound():
-            return ApiError(404, str(error), code="not_found")
+            return ApiError(404, text, code="not_found")
         case UsageError():
-            return ApiError(422, str(error), code="invalid_value")
+            return ApiError(422, text, code="invalid_value")
         case LibraryBusy():
-            return ApiError(
-                503, str(error), code="library_busy", retry_after_seconds=BUSY_RETRY_SECONDS
-            )
+            log.warning("%s", error)
+            return ApiError(503, text, code="library_busy", retry_after_seconds=BUSY_RETRY_SECONDS)
         case EndpointError() if error.refused:
-            return ApiError(400, str(error), code="refused_by_model")
+            return ApiError(400, text, code="refused_by_model")
         case EndpointError():
-            return ApiError(502, str(error), code="endpoint_failed")
+            return ApiError(502, text, code="endpoint_failed")
         case VidqaError():
-            return ApiError(500, str(error), code=type(error).__name__)
+            log.error("%s", error)
+            return ApiError(500, text, code=type(error).__name__)
     return ApiError(500, "an internal error; the server's log has it", code="internal_error")
+
+
+# From the root or a home to the last name; not the paths of addresses, nor of this server's routes.
+# Most errors begin with a path, up to a colon: there its folders may have spaces in their names.
+_FOLDERS = re.compile(r"^~?/(?:[^/:\n]+/)+(?=[^/:\n]+:)|(?<![\w.:/~])~?/(?:[^\s/'\"]+/)+(?=[^\s/])")
+
+
+def without_folders(text: str) -> str:
+    """A message with the names of files, and not of the folders they are in."""
+    return _FOLDERS.sub("", text)
 
 
 def install(app: FastAPI) -> None:

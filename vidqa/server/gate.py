@@ -106,7 +106,8 @@ class Gate:
         except Exception as error:
             if status:  # too late for an answer; the connection is cut
                 raise
-            log.exception("%s %s", scope["method"], scope["path"])
+            # Quoted: a line break in a path must not begin a line of the log.
+            log.exception("%s %r", scope["method"], scope["path"])
             await translated(error).response()(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")

@@ -45,6 +45,7 @@ THREADS = 8
 PREPARING = 2
 # Queries as one types: each is a vector of some kilobytes.
 CACHED_QUERIES = 2048
+CACHED_CHARACTERS = 500
 QUEUE_RETRY_SECONDS = 5.0
 
 
@@ -201,8 +202,11 @@ class CachingEmbedder:
         return self._embedder.embed_images(images)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """As the embedder does; single texts, which is what searches ask for, are remembered."""
-        if len(texts) != 1:
+        """As the embedder does; single texts, which is what searches ask for, are remembered.
+
+        Long ones are not: nobody types them, and they are the larger part of what is kept.
+        """
+        if len(texts) != 1 or len(texts[0]) > CACHED_CHARACTERS:
             return self._embedder.embed_texts(texts)
         with self._turn:
             vector = self._vectors.get(texts[0])

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from vidqa.containers import shown
-from vidqa.errors import VidqaError
+from vidqa.errors import LibraryBusy, VidqaError
 from vidqa.ingest import IngestOptions, IngestProgress, ingest
 from vidqa.server.gateway import Shelf
 from vidqa.server.shapes import UPLOADS, name_of
@@ -141,6 +141,10 @@ class Jobs:
                         self._do(current)
             except _Ended:
                 return
+            except LibraryBusy as error:
+                log.warning("%s waits: %s", job.id, error)
+                self._ended.wait(AGAIN_SECONDS)
+                self._waiting.put(job)
             except Exception:
                 log.exception("job %s broke off", job.id)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -108,4 +109,16 @@ class Metrics:
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""
+        if MULTIPROCESS_VARIABLE in os.environ:
+            _forget_the_dead(Path(os.environ[MULTIPROCESS_VARIABLE]))
         return generate_latest(self._registry)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """A worker that was killed in the middle of answers would be counted for them for ever."""
+    for file in folder.glob("gauge_live*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

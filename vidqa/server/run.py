@@ -123,7 +123,7 @@ def _configuration(app: FastAPI | str, settings: Settings, options: ServeOptions
         app,
         factory=isinstance(app, str),
         workers=options.workers,
-        root_path=(settings.root_path or "").rstrip("/"),
+        root_path=f"/{path}" if (path := (settings.root_path or "").strip("/")) else "",
         log_level="info" if options.verbose else "warning",
         access_log=options.verbose,
         server_header=False,

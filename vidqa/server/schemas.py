@@ -219,11 +219,14 @@ class ResponseFormat(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> ResponseFormat:
-        if self.type == "json_schema" and not isinstance(
-            (self.json_schema or {}).get("schema"), dict
-        ):
+        given = self.json_schema or {}
+        if self.type == "json_schema" and not isinstance(given.get("schema"), dict):
             raise ValueError("json_schema needs an object json_schema.schema")
+        self.json_schema = {name: given[name] for name in _SCHEMA_FIELDS if name in given} or None
         return self
+
+
+_SCHEMA_FIELDS = ("name", "description", "schema", "strict")
 
 
 class ChatRequest(BaseModel):

@@ -1,4 +1,4 @@
-"""Answers that come bit by bit, and clients that leave.
+"""Answers that come bit by bit: server-sent events over asynchronous generators.
 
     first = asyncio.ensure_future(anext(events))
     await unless_gone(request, asyncio.wait({first}, timeout=PING_SECONDS))
@@ -10,22 +10,20 @@ What an event says is `chat`'s; nothing here knows of questions.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import anyio
-from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from vidqa.errors import VidqaError
 from vidqa.server.errors import ApiError, translated
+from vidqa.server.leaving import end
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 Event = dict[str, Any]
 
 # A proxy gives up on a connection that is silent for a minute.
@@ -119,37 +117,11 @@ async def ahead(
         await end_all(first, source)
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of some work, which is cancelled when the client leaves."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(499, "the client has gone")
-        return task.result()
-    finally:
-        await _end(gone)
-        await _end(task)
-
-
 async def end_all(first: asyncio.Future[Any], source: AsyncGenerator[Any, None]) -> None:
     """Ends a generator, and before it the step that may be under way.
 
     Starlette cancels again and again until its task ends: not in the middle of this.
     """
     with anyio.CancelScope(shield=True):
-        await _end(first)
+        await end(first)
         await source.aclose()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _end(task: asyncio.Future[Any]) -> None:
-    if not task.done():
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task

@@ -7,7 +7,6 @@ of a reply.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,15 +23,6 @@ def quoted(text: str) -> str:
     return json.dumps(
         "".join(one if one.isprintable() else " " for one in text), ensure_ascii=False
     )
-
-
-def without_folders(text: str) -> str:
-    """A message with the names of files, and not of the folders they are in."""
-    return _FOLDERS.sub("", text)
-
-
-# From the root or a home to the last name; not the paths of addresses, nor of this server's routes.
-_FOLDERS = re.compile(r"(?<![\w.:/~])~?/(?:[^\s/'\"]+/)+(?=[^\s/])")
 
 
 def count(things: Sequence[object], noun: str) -> str:

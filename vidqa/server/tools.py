@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from vidqa.conversation import Turn
 from vidqa.errors import VidqaError
 from vidqa.server.answering import Question, answering
-from vidqa.server.errors import ApiError, translated
+from vidqa.server.errors import ApiError, translated, without_folders
 from vidqa.server.gateway import Gateway, Shelf
 from vidqa.server.pictures import Pictures
 from vidqa.server.schemas import FilterFields, SearchRequest
@@ -63,7 +63,6 @@ from vidqa.server.tool_texts import (
     quoted,
     text_of,
     with_link,
-    without_folders,
 )
 from vidqa.server.videos import listing, outline, pictures_at, row_of
 from vidqa.store import VideoRow
@@ -208,7 +207,7 @@ class Tools:
         except Exception as error:
             if not isinstance(error, ApiError | VidqaError):
                 log.exception("the tool %s failed", name)
-            raise ToolFailed(one_line(without_folders(str(translated(error))))) from error
+            raise ToolFailed(one_line(str(translated(error)))) from error
 
     async def _search(self, wish: SearchWish, tell: Tell, root: str) -> Reply:
         shelf = self._gateway.shelf(wish.library)

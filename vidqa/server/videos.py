@@ -7,14 +7,13 @@ ours, and are the only files that are ever deleted.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -22,7 +21,6 @@ import anyio
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, Response
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from vidqa.clips import cut_async
@@ -32,6 +30,7 @@ from vidqa.errors import LibraryError, VideoError
 from vidqa.server.errors import ApiError
 from vidqa.server.gateway import Gateway, Shelf
 from vidqa.server.jobs import UNFINISHED, Jobs, uploads_of
+from vidqa.server.leaving import unless_gone
 from vidqa.server.schemas import Seconds, VideoId
 from vidqa.server.shapes import CONTENT_TYPES, Shapes, failure_shape, name_of, text_shape
 from vidqa.server.state import clips_of, content, errors, gateway_of, jobs_of
@@ -270,9 +269,13 @@ async def clip(
     path = await gateway.run(file_of, shelf, video_id)
     folder = tempfile.mkdtemp(prefix="vidqa-clip-")
     target = Path(folder) / "clip.mp4"
-    try:
+
+    async def cut() -> None:
         async with clips_of(request):
-            await _while_there(request, cut_async(path, start, end, target))
+            await cut_async(path, start, end, target)
+
+    try:
+        await unless_gone(request, cut())
     except VideoError as error:
         shutil.rmtree(folder, ignore_errors=True)
         reason = str(error).replace(shown(path), name_of(path))
@@ -292,25 +295,6 @@ class _Passing(FileResponse):
             await super().__call__(scope, receive, send)
         finally:
             shutil.rmtree(Path(self.path).parent, ignore_errors=True)
-
-
-async def _while_there(request: Request, work: Coroutine[Any, Any, None]) -> None:
-    """Work that is cancelled when its client leaves. Raises ClientDisconnect then."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    running, leaving = asyncio.create_task(work), asyncio.create_task(left())
-    try:
-        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise ClientDisconnect
-        await running
-    finally:
-        for task in (running, leaving):
-            task.cancel()
-        await asyncio.wait((running, leaving))
 
 
 # ---------------------------------------------------------------- what comes and goes
@@ -351,7 +335,11 @@ async def upload(
             path = await gateway.run(_settle, draft, folder, wanted)
         finally:
             draft.unlink(missing_ok=True)
-        job = await gateway.run(jobs_of(request).add, shelf, path)
+        try:
+            job = await gateway.run(jobs_of(request).add, shelf, path)
+        except OSError:  # without a job nobody would ever take it in
+            path.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise ApiError(
             507, f"{wanted} could not be kept: {error.strerror}", code="no_space"

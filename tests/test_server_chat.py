@@ -618,8 +618,7 @@ def test_who_comes_after_a_full_queue_is_told_to_come_again(library: Library) ->
 
 
 def busy(server: Served) -> int:
-    queue = server.gateway._queue
-    return queue._waiting + queue._answering
+    return server.gateway.answers.waiting + server.gateway.answers.working
 
 
 def test_a_client_of_an_engine_that_has_died_is_told_when_to_come_again(library: Library) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import FakeEmbedder, FakeEndpoint
-from serve_parts import Served, served
+from numpy.typing import NDArray
+from serve_parts import Served, served, until
 from test_ask import add_film
 from test_server_chat import picture
 from test_server_gate import error_of
 
 from vidqa.library import Library
+from vidqa.server.gateway import THREADS
 from vidqa.types import TextSpan
 
 
@@ -146,3 +153,33 @@ def test_a_query_typed_again_is_not_embedded_again(server: Served) -> None:
     before = hits()
     search(server, query="red as before")
     assert hits() == before + 1
+
+
+def test_more_searches_than_may_wait_are_told_to_come_again(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    class Slow(FakeEmbedder):
+        def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            go.wait(20)
+            return super().embed_texts(texts)
+
+    library = Library.open(tmp_path / "library", FakeEmbedder.spec, create=True)
+    add_film(library, "a.mp4", ["red"])
+    with (
+        FakeEndpoint() as endpoint,
+        served(library, endpoint.base_url, max_queue=1) as server,
+        ThreadPoolExecutor(THREADS + 1) as pool,
+    ):
+        shelf = server.gateway.shelf(None)
+        server.gateway.shelves = {"default": replace(shelf, embedder=Slow())}
+        asked = [
+            pool.submit(server.http.post, "v1/search", json={"query": f"red {n}"})
+            for n in range(THREADS + 1)
+        ]
+        searches = server.gateway.searches
+        until(lambda: searches.working + searches.waiting == THREADS + 1)
+        refused = server.http.post("v1/search", json={"query": "red"})
+        go.set()
+        assert {one.result().status_code for one in asked} == {200}
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) >= 1

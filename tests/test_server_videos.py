@@ -25,6 +25,7 @@ from test_server_gate import error_of, raw
 from vidqa.ingest import ingest
 from vidqa.library import Library
 from vidqa.server import videos as module
+from vidqa.server.gateway import CLIPS_AT_ONCE
 from vidqa.types import TextSpan
 
 NOBODY = "0" * 16
@@ -439,17 +440,17 @@ def test_a_client_that_leaves_does_not_wait_for_its_turn_any_more(
         httpx.get(f"{server.url}{address(ids, 'v1/clips/{}')}?start={start}&end=3", timeout=20)
 
     monkeypatch.setattr(module, "cut_async", slow)
-    with ThreadPoolExecutor(module.CLIPS_AT_ONCE) as pool:
-        waited_for = [pool.submit(get, 0) for _ in range(module.CLIPS_AT_ONCE)]
-        until(lambda: len(cut) == module.CLIPS_AT_ONCE)
+    with ThreadPoolExecutor(CLIPS_AT_ONCE) as pool:
+        waited_for = [pool.submit(get, 0) for _ in range(CLIPS_AT_ONCE)]
+        until(lambda: len(cut) == CLIPS_AT_ONCE)
         with pytest.raises(httpx.ReadTimeout):
             server.http.get(address(ids, "v1/clips/{}?start=1&end=2"), timeout=0.3)
-        until(lambda: len(list(temporary.iterdir())) == module.CLIPS_AT_ONCE)
+        until(lambda: len(list(temporary.iterdir())) == CLIPS_AT_ONCE)
         go.set()
         for one in waited_for:
             one.result()
     until(lambda: not list(temporary.iterdir()))
-    assert cut == [0] * module.CLIPS_AT_ONCE
+    assert cut == [0] * CLIPS_AT_ONCE
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_clip_leaves_nothing(
@@ -486,7 +487,7 @@ def test_only_so_many_clips_are_cut_at_once(
         return [one.status_code for one in answers]
 
     assert asyncio.run(many()) == [200] * 6
-    assert most == module.CLIPS_AT_ONCE
+    assert most == CLIPS_AT_ONCE
 
 
 # ---------------------------------------------------------------- deletion

@@ -8,6 +8,7 @@
     engine.py      the model that answers: starting, ready, failed, started again
     chat.py        chat completions: a body -> ask() -> OpenAI's shapes, streamed or whole
     answering.py   one answer on its way, for routes and tools alike
+    queues.py      who waits for a turn, and who is told to come again
     streams.py     server-sent events
     shapes.py      how moments, citations and videos look in answers
     openai.py      models and embeddings

@@ -55,7 +55,7 @@ async def answering(
     """
     client = gateway.answerer.client()
     await _check_video(gateway, question)
-    async with gateway.turn() as waited_seconds:
+    async with gateway.answers.turn() as waited_seconds:
         # Who is told to come again has cost nothing yet.
         images = [await pictures.of(url, question.shelf.embedder.spec) for url in question.images]
         answer = Answering(gateway, question, client, images)

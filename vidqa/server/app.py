@@ -7,7 +7,6 @@ Everything it needs is given to it, so tests build it around fakes and a folder.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -87,7 +86,6 @@ def create_app(gateway: Gateway, keys: Keys, *, pictures: Pictures | None = None
     app.state.keys = keys
     app.state.jobs = jobs
     app.state.limits = limits
-    app.state.clips = asyncio.Semaphore(videos.CLIPS_AT_ONCE)
     app.state.pictures = pictures or Pictures(
         max_pixels=int(settings.max_image_megapixels * 1e6),
         max_bytes=limits.body_bytes,

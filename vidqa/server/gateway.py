@@ -2,7 +2,7 @@
 
     gateway.shelf("holidays")            a library with its embedder
     await gateway.run(work, ...)         blocking work in one of a few threads
-    async with gateway.turn(): ...       a place among those who are answered
+    async with gateway.answers.turn(): ...    a place among those who are answered
     gateway.models()                     "vidqa", "vidqa:holidays", adapters
 
 Routes and agents' tools hold one of these; none of them knows how the others are reached.
@@ -15,9 +15,8 @@ import functools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -26,6 +25,7 @@ from vidqa.config import Settings
 from vidqa.server.engine import Answerer
 from vidqa.server.errors import ApiError
 from vidqa.server.metrics import Metrics
+from vidqa.server.queues import Queue
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +41,13 @@ T = TypeVar("T")
 BASE_MODEL = "vidqa"
 # Searching is numpy, FAISS and DuckDB, which let go of the interpreter; more threads gain nothing.
 THREADS = 8
+# Each is a process that decodes and encodes on one core, and leaves up to minutes of video on disk.
+CLIPS_AT_ONCE, CLIPS_WAITING = 2, 32
 # Dozens of questions that come at once must not keep a search waiting that somebody types.
 PREPARING = 2
 # Queries as one types: each is a vector of some kilobytes.
 CACHED_QUERIES = 2048
 CACHED_CHARACTERS = 500
-QUEUE_RETRY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class Gateway:
         # and go in a hurry start no more than so many.
         self._threads = ThreadPoolExecutor(THREADS, "work")
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
-        self._queue = Queue(settings.max_answers, settings.max_queue, metrics)
+        self.answers = Queue("questions", settings.max_answers, settings.max_queue, metrics.queue)
+        self.searches = Queue("searches", THREADS, settings.max_queue)
+        self.clips = Queue("clips", CLIPS_AT_ONCE, CLIPS_WAITING)
 
     @property
     def first(self) -> str:
@@ -138,54 +141,6 @@ class Gateway:
         """As `run`, for what comes before an answer: it waits for the model anyway."""
         call = functools.partial(work, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._preparing, call)
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[float]:
-        """A place among those who are answered; gives the seconds it was waited for.
-
-        Raises ApiError 429 when too many wait already.
-        """
-        async with self._queue.turn() as waited_seconds:
-            yield waited_seconds
-
-
-class Queue:
-    """So many at once, so many waiting, the rest is told to come again."""
-
-    def __init__(self, at_once: int, waiting: int, metrics: Metrics) -> None:
-        self._places = asyncio.Semaphore(at_once)
-        self._at_once = at_once
-        self._limit = waiting
-        self._metrics = metrics
-        self._waiting = self._answering = 0
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[float]:
-        if self._waiting + self._answering >= self._at_once + self._limit:
-            raise ApiError(
-                429,
-                f"{self._answering} questions are being answered and {self._waiting} wait; "
-                "try again in a moment",
-                code="queue_full",
-                retry_after_seconds=QUEUE_RETRY_SECONDS,
-            )
-        started = time.perf_counter()
-        self._count(waiting=1)
-        try:
-            await self._places.acquire()
-        finally:
-            self._count(waiting=-1)
-        self._count(answering=1)
-        try:
-            yield time.perf_counter() - started
-        finally:
-            self._places.release()
-            self._count(answering=-1)
-
-    def _count(self, waiting: int = 0, answering: int = 0) -> None:
-        self._waiting += waiting
-        self._answering += answering
-        self._metrics.queue(waiting=self._waiting, answering=self._answering)
 
 
 class CachingEmbedder:

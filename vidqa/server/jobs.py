@@ -145,8 +145,11 @@ class Jobs:
                 log.warning("%s waits: %s", job.id, error)
                 self._ended.wait(AGAIN_SECONDS)
                 self._waiting.put(job)
-            except Exception:
+            except Exception as error:
                 log.exception("job %s broke off", job.id)
+                with contextlib.suppress(OSError):  # a disk that is full takes no note either
+                    current = self._read(job.library, job.id) or job
+                    self._try_again(current, _internal(error))
 
     def _do(self, job: Job) -> None:
         shelf = self._shelves[job.library]
@@ -177,9 +180,7 @@ class Jobs:
             self._try_again(job, str(failure))
         except Exception as failure:
             log.exception("job %s failed", job.id)
-            self._try_again(
-                job, f"an internal error ({type(failure).__name__}); the server's log has it"
-            )
+            self._try_again(job, _internal(failure))
         else:
             self._finish(job, shelf, report)
 
@@ -247,6 +248,10 @@ class Jobs:
         for job in mine[KEPT_JOBS:]:
             if job.status not in OPEN:
                 (self._folder(shelf.name) / f"{job.id}.json").unlink(missing_ok=True)
+
+
+def _internal(error: Exception) -> str:
+    return f"an internal error ({type(error).__name__}); the server's log has it"
 
 
 def _said(job: Job, error: str) -> str:

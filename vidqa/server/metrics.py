@@ -99,7 +99,7 @@ class Metrics:
     def cache(self, *, hit: bool) -> None:
         self._cache.labels("hit" if hit else "miss").inc()
 
-    def queue(self, *, waiting: int, answering: int) -> None:
+    def queue(self, waiting: int, answering: int) -> None:
         self._queue.labels("waiting").set(waiting)
         self._queue.labels("answering").set(answering)
 

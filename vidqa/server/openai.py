@@ -70,8 +70,9 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]
     if len(urls) > gateway.settings.max_images:
         raise ApiError(422, f"{len(urls)} pictures; {gateway.settings.max_images} are allowed")
     pictures = pictures_of(request)
-    images = [await pictures.of(url, shelf.embedder.spec) for url in urls]
-    vectors = await gateway.run(_embedded, shelf, inputs, images)
+    async with gateway.searches.turn():
+        images = [await pictures.of(url, shelf.embedder.spec) for url in urls]
+        vectors = await gateway.run(_embedded, shelf, inputs, images)
     return {
         "object": "list",
         "data": [

@@ -28,7 +28,8 @@ router = APIRouter(tags=["search"])
 async def search(body: SearchRequest, request: Request) -> dict[str, Any]:
     """The k moments that look like a text, a picture, or both, best first."""
     gateway, shelf = gateway_of(request), gateway_of(request).shelf(body.library)
-    found = await find(gateway, pictures_of(request), shelf, body)
+    async with gateway.searches.turn():
+        found = await find(gateway, pictures_of(request), shelf, body)
     shapes = Shapes(gateway, shelf, root_of(request))
     return {
         "object": "search",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, cast
 
 from fastapi import Request
@@ -61,11 +60,6 @@ def pictures_of(request: Request) -> Pictures:
 
 def jobs_of(request: Request) -> Jobs:
     return cast(Jobs, request.app.state.jobs)
-
-
-def clips_of(request: Request) -> asyncio.Semaphore:
-    """A place among the clips that are cut at once."""
-    return cast(asyncio.Semaphore, request.app.state.clips)
 
 
 def root_of(request: Request) -> str:

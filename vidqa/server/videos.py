@@ -33,13 +33,11 @@ from vidqa.server.jobs import UNFINISHED, Jobs, uploads_of
 from vidqa.server.leaving import unless_gone
 from vidqa.server.schemas import Seconds, VideoId
 from vidqa.server.shapes import CONTENT_TYPES, Shapes, failure_shape, name_of, text_shape
-from vidqa.server.state import clips_of, content, errors, gateway_of, jobs_of
+from vidqa.server.state import content, errors, gateway_of, jobs_of
 from vidqa.store import VideoRow
 from vidqa.types import Picture
 
 MAX_CLIP_SECONDS = 600.0
-# Each is a process that decodes and encodes on one core.
-CLIPS_AT_ONCE = 2
 MAX_NAME_BYTES = 200
 # What uploads leave of a disk: the library writes there as well.
 RESERVE_BYTES = 2**30
@@ -248,7 +246,7 @@ def _cue(text: str) -> str:
     "/v1/clips/{video_id}",
     summary="A clip as MP4",
     response_class=FileResponse,
-    responses=content("video/mp4") | errors(404, 409, 422, 503),
+    responses=content("video/mp4") | errors(404, 409, 422, 429, 503),
 )
 async def clip(
     video_id: Id,
@@ -271,7 +269,7 @@ async def clip(
     target = Path(folder) / "clip.mp4"
 
     async def cut() -> None:
-        async with clips_of(request):
+        async with gateway.clips.turn():
             await cut_async(path, start, end, target)
 
     try:

@@ -193,6 +193,20 @@ def test_new_subtitles_beside_a_video_are_noticed(library: Library, folder: Path
     assert states(run(library, folder)) == {"a.mp4": "skipped"}
 
 
+def test_a_copy_without_subtitles_takes_none_away(library: Library, folder: Path) -> None:
+    path = three_shots(folder / "a.mp4").path
+    (folder / "a.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    run(library, folder)
+    shutil.copyfile(path, folder / "b.mp4")
+    assert states(run(library, folder)) == {"a.mp4": "skipped", "b.mp4": "linked"}
+    assert states(run(library, folder)) == {"a.mp4": "skipped", "b.mp4": "skipped"}
+    (row,) = library.videos()
+    assert [span.text for span in library.texts(row.video.video_id, 0, 6)] == ["hello"]
+    path.unlink()
+    assert states(run(library, folder)) == {"b.mp4": "ingested"}
+    assert library.texts(row.video.video_id, 0, 6) == []
+
+
 def test_subtitles_inside_a_video_are_stored(
     library: Library, folder: Path, tmp_path: Path
 ) -> None:

@@ -485,6 +485,47 @@ def test_a_body_that_is_no_request_is_told_in_openais_shape(server: Served, body
     assert error_of(response)["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ('{"query": "red"}', "application/x-www-form-urlencoded"),  # as curl -d sends it
+        ('{"query": "red"}', "text/plain"),
+        ("[]", "application/json"),
+        ("", "application/json"),
+    ],
+)
+def test_a_body_that_is_not_sent_as_json_is_told_how(server: Served, body: str, kind: str) -> None:
+    response = server.http.post("v1/search", content=body, headers={"Content-Type": kind})
+    assert response.status_code == 422
+    message = "the body is to be a JSON object, sent as Content-Type: application/json"
+    assert error_of(response)["message"] == message
+
+
+def test_a_long_address_is_not_repeated_whole(server: Served) -> None:
+    response = server.http.get("v1/" + "a" * 5000)
+    assert response.status_code == 404
+    assert len(response.text) < 500
+
+
+def test_a_library_that_is_gone_is_told_without_its_folder(
+    library: Library,
+    endpoint: FakeEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def gone(*arguments: object) -> None:
+        raise LibraryError("/home/me/secret/store.duckdb: is damaged")
+
+    with served(library, endpoint.base_url) as server:
+        monkeypatch.setattr("vidqa.server.videos.listing", gone)
+        response = server.http.get("v1/videos")
+    assert response.status_code == 500
+    assert error_of(response)["code"] == "library_failed"
+    assert "secret" not in response.text
+    assert "/home/me/secret/store.duckdb" in caplog.text
+    caplog.clear()
+
+
 def test_an_error_of_ours_is_told_without_its_text(
     library: Library,
     endpoint: FakeEndpoint,

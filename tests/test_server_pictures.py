@@ -102,6 +102,7 @@ def test_what_is_no_picture_is_refused_with_the_reason(url: str, match: str) -> 
         read(url)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+    assert not str(error.value).startswith("://")
 
 
 def test_megabytes_of_base64_that_are_no_picture_are_refused_at_once() -> None:

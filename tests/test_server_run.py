@@ -239,6 +239,29 @@ def test_other_machines_are_let_in_with_a_key_alone(host: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (Settings(server_names="http://a.example"), "--server-names 'http://a.example': names al"),
+        (Settings(base_url="127.0.0.1:8000/v1"), "--base-url '127.0.0.1:8000/v1': it is like http"),
+    ],
+)
+def test_what_could_never_work_is_told_before_it_listens(settings: Settings, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        serve(settings, ServeOptions())
+
+
+def test_a_base_url_that_is_none_is_told_without_its_password() -> None:
+    with pytest.raises(UsageError) as told:
+        serve(Settings(base_url="user:secret@films.example/v1"), ServeOptions())
+    assert "secret" not in str(told.value)
+
+
+def test_a_folder_without_an_adapter_ends_no_engine_of_others(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--adapter mine=.* holds no adapter_config\.json"):
+        serve(Settings(), ServeOptions(adapters=(("mine", tmp_path),)))
+
+
+@pytest.mark.parametrize(
     ("host", "match"), [("no such host", "no such address"), ("203.0.113.7", "cannot be listened")]
 )
 def test_an_address_that_is_not_here_is_one_line(

@@ -200,13 +200,12 @@ class _Run:
     def _consider(self, path: str) -> None:
         """Finds out what a file is to the library: known, or to be read."""
         status = check_file(path)
-        recipe = self._recipe(path)
         known = self._library.find_path(path)
         unchanged = known and (known.size_bytes, known.mtime_ns) == (
             status.st_size,
             status.st_mtime_ns,
         )
-        if known and unchanged and self._library.is_current(known, recipe):
+        if known and unchanged and self._is_current(known, path):
             self._report(self._known(path, "skipped", known))
             return
         content = fingerprint(path)
@@ -214,10 +213,25 @@ class _Run:
             self._copies.setdefault(content, []).append(path)
             return
         known = self._library.find(content)
-        if known and self._library.is_current(known, recipe):
+        if known and self._is_current(known, path):
             self._report(self._known(path, self._place(path, status, known), known))
             return
-        self._read(path, content, recipe)
+        self._read(path, content, self._recipe(path))
+
+    def _is_current(self, known: Video, path: str) -> bool:
+        """Whether reading the file again would add nothing to what is stored of its content.
+
+        A copy with no subtitles beside it takes none away that lie beside another copy.
+        """
+        recipe = self._recipe(path)
+        if self._library.is_current(known, recipe):
+            return True
+        return recipe == self._options.recipe and any(
+            other != path
+            and _still_there(replace(known, path=other))
+            and self._library.is_current(known, self._recipe(other))
+            for other in self._library.paths(known.video_id)
+        )
 
     def _recipe(self, path: str) -> str:
         digest = sidecar_digest(path)

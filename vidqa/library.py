@@ -189,6 +189,10 @@ class Library:
         """Whether this content is stored, sampled by this recipe. What is stored is whole."""
         return self._store.recipe(video.video_id) == recipe
 
+    def paths(self, video_id: str) -> list[str]:
+        """The paths of a video, the first one first; none when it is not in the library."""
+        return self._store.paths(video_id)
+
     def videos(self) -> list[VideoRow]:
         return self._store.videos()
 

@@ -24,11 +24,20 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from vidqa.errors import EndpointError, LibraryBusy, NothingFound, UsageError, VidqaError
+from vidqa.errors import (
+    EndpointError,
+    LibraryBusy,
+    LibraryError,
+    NothingFound,
+    UsageError,
+    VidqaError,
+)
 
 log = logging.getLogger(__name__)
 
 BUSY_RETRY_SECONDS = 5
+# Of an address that is repeated in an error.
+_SHOWN_CHARACTERS = 200
 
 _TYPES = {
     400: "invalid_request_error",
@@ -89,6 +98,10 @@ def translated(error: BaseException) -> ApiError:
         case LibraryBusy():
             log.warning("%s", error)
             return ApiError(503, text, code="library_busy", retry_after_seconds=BUSY_RETRY_SECONDS)
+        case LibraryError():
+            log.error("%s", error)
+            message = "the library cannot be used; the server's log says why"
+            return ApiError(500, message, code="library_failed")
         case EndpointError() if error.refused:
             return ApiError(400, text, code="refused_by_model")
         case EndpointError():
@@ -121,9 +134,10 @@ def install(app: FastAPI) -> None:
 
     async def routing(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        path = request.url.path[:_SHOWN_CHARACTERS]
         known = {
-            404: f"{request.url.path}: no such route; /docs lists them",
-            405: f"{request.method} is not answered at {request.url.path}; /docs lists what is",
+            404: f"{path}: no such route; /docs lists them",
+            405: f"{request.method} is not answered at {path}; /docs lists what is",
         }
         message = known.get(error.status_code, str(error.detail))
         status = error.status_code
@@ -147,6 +161,8 @@ def from_validation(error: RequestValidationError) -> ApiError:
     param = ".".join(one for one in place if one.isdigit() or one.isidentifier()) or None
     reason = str(first["msg"]).removeprefix("Value error, ")
     code = None
+    if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type"):
+        reason = "the body is to be a JSON object, sent as Content-Type: application/json"
     if _is_unsupported(first):
         return ApiError(400, reason, code="unsupported_parameter", param=param)
     if first["type"] == "extra_forbidden":

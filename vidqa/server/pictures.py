@@ -104,8 +104,9 @@ class Pictures:
         authority = parsed.netloc.decode("ascii")
         listed = authority in self.hosts or (parsed.port is None and parsed.host in self.hosts)
         if parsed.scheme not in ("http", "https") or not listed:
+            shown = f"{parsed.scheme[:20]}://{authority[:80]}" if authority else repr(url[:80])
             raise UsageError(
-                f"{parsed.scheme[:20]}://{authority[:80]} is not fetched: send the picture itself "
+                f"{shown} is not fetched: send the picture itself "
                 "as data:image/jpeg;base64,..., or start the server with --allow-media-host HOST"
             )
         try:

@@ -93,11 +93,7 @@ def serve(
 
     `on_engine` is as in `build`; of several workers nothing is heard.
     """
-    if not is_loopback(settings.host) and not options.keys:
-        raise UsageError(
-            f"--host {settings.host} lets other machines in, which needs a key: name a file with "
-            f"lines NAME:KEY by --api-key-file, or set {VARIABLE}"
-        )
+    _check(settings, options)
     listening = listen(settings.host, settings.port)
     with listening:
         # Of several workers each builds its own; what is wrong with it is said here, in one line.
@@ -108,6 +104,32 @@ def serve(
         else:
             del app
             _with_workers(settings, options, listening)
+
+
+def _check(settings: Settings, options: ServeOptions) -> None:
+    """Raises UsageError for what a server could only find out later, when it runs."""
+    if not is_loopback(settings.host) and not options.keys:
+        raise UsageError(
+            f"--host {settings.host} lets other machines in, which needs a key: name a file with "
+            f"lines NAME:KEY by --api-key-file, or set {VARIABLE}"
+        )
+    if "/" in (settings.server_names or ""):
+        raise UsageError(
+            f"--server-names {settings.server_names!r}: names alone, without http:// and paths, "
+            "like films.example"
+        )
+    if settings.base_url:
+        if not settings.base_url.lower().startswith(("http://", "https://")):
+            shown = settings.base_url.rpartition("@")[2]  # what may be before it is a password
+            raise UsageError(f"--base-url {shown!r}: it is like http://127.0.0.1:8000/v1")
+        return
+    # Asked for these, the engine of other commands would be ended first.
+    for name, folder in options.adapters:
+        if not (folder / "adapter_config.json").is_file():
+            raise UsageError(
+                f"--adapter {name}={folder}: holds no adapter_config.json; name the folder of a "
+                "LoRA adapter, as PEFT saves it"
+            )
 
 
 class _Server(uvicorn.Server):

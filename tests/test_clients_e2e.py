@@ -490,7 +490,7 @@ def test_llm_prints_the_answer_and_its_sources(
     asked = films.of_type("colour")
     said = llm("-m", "films", *how, asked.text)
     assert asked.answer in said
-    assert f"[1] [{asked.film} " in said
+    assert f"- 1: [{asked.film} " in said
 
 
 def test_llm_goes_on_with_a_conversation(llm: Callable[..., str], films: Films) -> None:

@@ -87,7 +87,7 @@ def test_the_sources_stand_at_the_end_as_a_markdown_list(server: Served) -> None
     content = server.ask("red").json()["choices"][0]["message"]["content"]
     *_, source = content.splitlines()
     video_id = server.http.get("v1/videos").json()["data"][0]["id"]
-    assert source == (rf"- \[1\] [a.mp4 00:00:00-00:00:04]({server.url}?video={video_id}&t=0.0)")
+    assert source == f"- 1: [a.mp4 00:00:00-00:00:04]({server.url}?video={video_id}&t=0.0)"
 
 
 def test_sources_can_be_left_out(server: Served) -> None:
@@ -536,7 +536,7 @@ def test_no_line_of_the_models_makes_a_link_of_a_source(library: Library) -> Non
     ):
         text = server.ask("red", vidqa={"k": 1}).json()["choices"][0]["message"]["content"]
     _, _, sources = MarkdownIt("commonmark").render(text).partition("Sources:")
-    assert "<li>[1] <a href=" in sources
+    assert "<li>1: <a href=" in sources
     assert "evil.example" not in sources
 
 
@@ -549,9 +549,7 @@ def test_a_name_of_a_file_makes_no_link_and_no_line_in_the_sources(
     with served(Library.open(folder, follow=True), endpoint.base_url) as server:
         content = server.ask("red").json()["choices"][0]["message"]["content"]
     *_, source = content.splitlines()
-    assert source.startswith(
-        r"- \[1\] [x\](https:evil) \[y.mp4 00:00:00-00:00:04](http://127.0.0.1"
-    )
+    assert source.startswith(r"- 1: [x\](https:evil) \[y.mp4 00:00:00-00:00:04](http://127.0.0.1")
 
 
 # ---------------------------------------------------------------- not ready, busy

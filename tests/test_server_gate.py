@@ -551,13 +551,20 @@ def test_an_error_of_ours_is_told_without_its_text(
     caplog.clear()
 
 
-@pytest.mark.parametrize("kind", [LibraryBusy, LibraryError])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (LibraryBusy, "library: process 7 has held the library"),
+        (LibraryError, "the library cannot be used; the server's log says why"),
+    ],
+)
 def test_an_error_tells_no_path_of_this_machine(
     library: Library,
     endpoint: FakeEndpoint,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     kind: type[VidqaError],
+    told: str,
 ) -> None:
     def broken(*arguments: object) -> None:
         raise kind("/home/alice/my films/library: process 7 has held the library")
@@ -565,7 +572,7 @@ def test_an_error_tells_no_path_of_this_machine(
     monkeypatch.setattr("vidqa.server.videos.listing", broken)
     with served(library, endpoint.base_url) as server:
         response = server.http.get("v1/videos")
-    assert error_of(response)["message"] == "library: process 7 has held the library"
+    assert error_of(response)["message"] == told
     assert "/home/alice/my films/library: process 7" in caplog.text
     caplog.clear()
 

@@ -197,9 +197,9 @@ class Exchange:
         is_json = self._question.options.sampling.response_format is not None
         if is_json or not self._body.vidqa.sources or not result.citations:
             return ""
-        # Escaped, or a line `[1]: https://...` of the model's would make a link of it.
+        # Not `[1]`: a line `[1]: https://...` of the model's would make a link of it.
         lines = [
-            rf"- \[{one.n}\] [{markdown(title_of(one))}]"
+            f"- {one.n}: [{markdown(title_of(one))}]"
             f"({self._shapes.player_url(one.video_id, one.start_seconds)})"
             for one in result.citations
         ]

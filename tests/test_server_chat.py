@@ -227,6 +227,7 @@ def test_what_the_model_refuses_is_refused_before_the_stream_begins(library: Lib
         response = server.ask("red", stream=True)
     assert response.status_code == 400
     assert "more than the model takes" in error_of(response)["message"]
+    assert "max_tokens" in error_of(response)["message"]
 
 
 def test_a_slow_model_does_not_keep_the_moments_back(library: Library) -> None:

@@ -230,6 +230,11 @@ def test_an_endpoint_that_breaks_off_is_an_error(library: Library) -> None:
             {"filters": Filters(text="fire", after=date(2099, 1, 2))},
             "no moment fits text 'fire' and after 2099-01-02",
         ),
+        (
+            "red",
+            {"filters": Filters(video_ids=("ff", "0a"))},
+            "no moment fits video_ids ff, 0a$",
+        ),
         ("red", {"whole": "c.mp4"}, "c.mp4 is not in the library"),
         ("red", {"clip": ("ff", 0, 1)}, "ff is not in the library"),
     ],

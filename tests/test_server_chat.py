@@ -125,6 +125,36 @@ def test_a_citation_of_what_was_not_shown_is_dropped(library: Library) -> None:
     assert [one["n"] for one in body["citations"]] == [1]
 
 
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"filters": {"video": "zzz*"}}, "No moment fits video 'zzz*'."),
+        ({"filters": {"video_ids": ["00" * 8]}}, "No moment fits video_ids 0000000000000000."),
+        ({"clip": {"start_seconds": 90, "end_seconds": 95}}, "a.mp4 has no frames in [90, 95) s"),
+    ],
+)
+def test_what_fits_nothing_is_said_in_the_words_of_the_request(
+    server: Served, wish: dict[str, Any], said: str
+) -> None:
+    if "clip" in wish:
+        listed = server.http.get("v1/videos").json()["data"]
+        (video_id,) = [one["id"] for one in listed if one["video"] == "a.mp4"]
+        wish = {"clip": wish["clip"] | {"video_id": video_id}}
+    content = server.ask("red", vidqa=wish).json()["choices"][0]["message"]["content"]
+    assert content.startswith(said)
+
+
+def test_an_empty_library_says_how_videos_come_into_it(
+    tmp_path: Path, endpoint: FakeEndpoint
+) -> None:
+    empty = Library.open(tmp_path / "library", FakeEmbedder.spec, create=True)
+    with served(empty, endpoint.base_url) as server:
+        server.ready()
+        content = server.ask("red").json()["choices"][0]["message"]["content"]
+    assert content.endswith("is empty; add videos to it on the page, or by vidqa ingest PATH.")
+    assert str(tmp_path) not in content
+
+
 def test_what_fits_nothing_is_answered_without_the_model(
     server: Served, endpoint: FakeEndpoint
 ) -> None:
@@ -199,6 +229,7 @@ def test_what_the_model_refuses_is_refused_before_the_stream_begins(library: Lib
         response = server.ask("red", stream=True)
     assert response.status_code == 400
     assert "more than the model takes" in error_of(response)["message"]
+    assert "max_tokens" in error_of(response)["message"]
 
 
 def test_a_slow_model_does_not_keep_the_moments_back(library: Library) -> None:

@@ -266,7 +266,7 @@ def test_nobody_at_the_address_is_an_error_that_names_it() -> None:
 def test_an_address_without_http_is_an_error_that_shows_a_right_one(address: str) -> None:
     with (
         VlmClient(address, model="x") as client,
-        pytest.raises(EndpointError, match=r"like http://127\.0\.0\.1:8000/v1"),
+        pytest.raises(EndpointError, match=r"[^.]; like http://127\.0\.0\.1:8000/v1"),
     ):
         list(client.stream(QUESTION))
 

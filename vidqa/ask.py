@@ -79,11 +79,13 @@ class AskOptions:
         """What the search is restricted to, as it would be written on the command line."""
         named = asdict(self.filters or Filters())
         named = {"--video": named.pop("video"), **named, "--where": self.where}
-        return [
-            f"{name} {value!r}" if isinstance(value, str) else f"{name} {value}"
-            for name, value in named.items()
-            if value is not None
-        ]
+        return [f"{name} {_worded(value)}" for name, value in named.items() if value is not None]
+
+
+def _worded(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 DEFAULT_OPTIONS = AskOptions()

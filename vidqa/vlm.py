@@ -248,9 +248,9 @@ class AsyncVlmClient:
             raise EndpointError(f"{self.base_url}: {reason}; {await self._what_there_is()}")
         if status in (400, 422) and any(sign in reason.lower() for sign in _TOO_LONG):
             raise EndpointError(
-                f"the question and its frames are more than the model takes ({reason}); show fewer "
-                "frames (--frames), smaller ones (--max-pixels), or serve with a larger "
-                "--max-model-len",
+                f"the question and its frames are more than the model takes ({reason}); ask more "
+                "briefly, for a shorter answer (max_tokens), show fewer frames (--frames) or "
+                "smaller ones (--max-pixels), or let the model take more (max_model_len)",
                 refused=True,
             )
         if status in (400, 415, 422) and "video" in reason.lower() and _holds_video(body):
@@ -448,7 +448,8 @@ def _translated(where: str) -> Iterator[None]:
             "see what it is doing: vidqa engine logs"
         ) from error
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        raise EndpointError(f"{where}: {error}; like http://127.0.0.1:8000/v1") from error
+        reason = str(error).rstrip(".")
+        raise EndpointError(f"{where}: {reason}; like http://127.0.0.1:8000/v1") from error
     except (httpx.TransportError, httpx.DecodingError) as error:
         raise EndpointError(
             f"{where} broke off in the middle of the answer ({error}); ask again"

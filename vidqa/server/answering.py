@@ -130,12 +130,18 @@ class Answering:
         return stand_alone(text, turns)
 
     def _told(self, reason: str) -> str:
-        """A sentence without this machine's folders in it."""
+        """A sentence for who has no command line, without this machine's folders in it."""
         library = self._question.shelf.library
+        reason = reason.replace("no moment fits --video ", "no moment fits video ")
+        reason = reason.replace(
+            f"library at {library.folder} is empty; fill it: ",
+            f"library {self._question.shelf.name} is empty; add videos to it on the page, or by ",
+        )
         for row in library.videos() if "/" in reason else ():
             reason = reason.replace(row.video.path, name_of(row.video.path))
         reason = reason.replace(str(library.folder), self._question.shelf.name)
-        return f"{reason[:1].upper()}{reason[1:]}."
+        first = reason.split(" ", 1)[0]  # the name of a file stays as it is
+        return f"{reason[:1].upper() if first.isalpha() else reason[:1]}{reason[1:]}."
 
     async def pieces(self) -> AsyncGenerator[str, None]:
         """The text as it is written; ends when the answer does. Raises EndpointError."""

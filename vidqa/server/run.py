@@ -9,6 +9,7 @@ of their environment, as their keys do, which only this user can read.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -201,18 +202,24 @@ def from_environment() -> FastAPI:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises VidqaError when the port is taken."""
+    """A socket that listens. Raises VidqaError when the port is taken, UsageError for a host."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except socket.gaierror as error:
-        raise UsageError(f"--host {host}: no such address ({error.strerror})") from error
     except PermissionError as error:
         raise UsageError(f"--port {port}: this user may not listen there; try 8080") from error
     except OSError as error:
+        # What `create_server` adds to the reason says the address again.
+        reason = str(error.strerror).partition(" (while")[0]
+        # A name that is not found has a number below zero, of the resolver's.
+        if (error.errno or 0) < 0 or error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(
+                f"--host {host}: no such address on this machine ({reason}); 0.0.0.0 stands for "
+                "all that it has"
+            ) from error
         raise VidqaError(
-            f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port, "
-            "or --port 0 for any"
+            f"{host}:{port} cannot be listened on ({reason}); choose another with --port, or "
+            "--port 0 for any"
         ) from error
 
 

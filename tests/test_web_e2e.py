@@ -337,6 +337,23 @@ def test_a_video_that_cannot_be_played_at_all_shows_its_frames(
     assert "kept frames" in page.locator("#player .note").inner_text()
 
 
+@pytest.mark.parametrize(
+    ("state", "said"), [("file away", "is not where it was"), ("file changed", "has changed")]
+)
+def test_a_file_that_is_gone_is_not_blamed_on_the_browser(
+    open_page: Open, served: Served, watch: Watch, state: str, said: str
+) -> None:
+    watch.expected_statuses = {404}
+    video = videos_of(served)[0]
+    page = open_page()
+    for pattern in ("**/stream*", "**/v1/clips/**"):
+        page.route(pattern, lambda route: route.fulfill(status=404, body="{}"))
+    detail = httpx.get(f"{served.url}v1/videos/{video['id']}").json() | {"state": state}
+    page.route(f"**/v1/videos/{video['id']}", lambda route: route.fulfill(json=detail))
+    page.goto(f"{page.url.split('?')[0]}?video={video['id']}&t=1")
+    page.locator("#player .note", has_text=said).wait_for()
+
+
 def test_a_clip_of_the_moment_can_be_taken_along(open_page: Open) -> None:
     page = open_page()
     search(page, "orange house").first.locator(".card-open").click()

@@ -102,6 +102,8 @@ export const WORDS = {
     note_clip:
       "This browser cannot play the file itself, so you see a clip of this moment, converted by the server.",
     note_frames: "This video cannot be played here. You see its kept frames, two a second.",
+    note_away: "The file is not where it was. You see its kept frames, two a second.",
+    note_changed: "The file has changed. You see the frames kept before, two a second.",
     player_problem: ({ message }) => `This video cannot be opened: ${message}`,
     cut_form: "Write times as 1:23.5 or in seconds.",
     cut_range: ({ end }) => `The start must lie before the end, and the end not beyond ${end}.`,
@@ -271,6 +273,8 @@ export const WORDS = {
     scenes: ({ n }) => `${n} 个场景`,
     note_clip: "浏览器无法播放原文件，这里显示的是服务器转换的片段。",
     note_frames: "此视频无法在这里播放，下面是保留的画面，每秒两幅。",
+    note_away: "文件不在原处，下面是保留的画面，每秒两幅。",
+    note_changed: "文件已更改，下面是更改前保留的画面，每秒两幅。",
     player_problem: ({ message }) => `无法打开此视频：${message}`,
     cut_form: "时间请写成 1:23.5 或秒数。",
     cut_range: ({ end }) => `开始须早于结束，结束不得超过 ${end}。`,

@@ -131,7 +131,8 @@ async function describe(opened) {
   addSubtitles(detail);
   markMoment();
   moved();
-  if (detail.state !== "ready" && opened.mode === "file") fallBack("frames");
+  if (opened.mode === "frames") noteFrames();
+  else if (detail.state !== "ready" && opened.mode === "file") fallBack("frames");
 }
 
 function problem(error) {
@@ -143,6 +144,12 @@ function problem(error) {
 function note(key, values) {
   say(now.parts.note, key, values);
   now.parts.note.hidden = false;
+}
+
+/** Why frames are shown; the browser is to blame only where the file is as it was. */
+function noteFrames() {
+  const reasons = { "file away": "note_away", "file changed": "note_changed" };
+  note(reasons[now.detail?.state] ?? "note_frames");
 }
 
 function addSubtitles(detail) {
@@ -236,7 +243,7 @@ function fallBack(mode) {
   const playing = now.playing;
   now.at = now.want ?? now.at;
   load(mode);
-  if (mode === "frames") note("note_frames");
+  if (mode === "frames") noteFrames();
   showCaptions();
   if (playing) run();
   showState();

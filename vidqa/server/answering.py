@@ -132,7 +132,7 @@ class Answering:
     def _told(self, reason: str) -> str:
         """A sentence for who has no command line, without this machine's folders in it."""
         library = self._question.shelf.library
-        reason = reason.replace("no moment fits --video ", "no moment fits video ")
+        reason = reason.replace("no moment fits name ", "no moment fits video ")
         reason = reason.replace(
             f"library at {library.folder} is empty; fill it: ",
             f"library {self._question.shelf.name} is empty; add videos to it on the page, or by ",

@@ -173,7 +173,8 @@ def search(
         run.found_nothing("nothing in the library fits; loosen --video or --where, or see vidqa ls")
 
 
-@verb(
+# What `ask` and `mcp` answer with; `serve` has a key of its own, and more to bound.
+ANSWER_SETTINGS = (
     "k",
     "max_frames",
     "frames_per_moment",
@@ -187,8 +188,10 @@ def search(
     "embedder",
     "device",
     "hub",
-    group=app,
 )
+
+
+@verb(*ANSWER_SETTINGS, group=app)
 def ask(
     run: Run,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="In your own words.")],
@@ -366,22 +369,7 @@ def _note_engine(run: Run, state: str, detail: str) -> None:
     run.note(f"{'' if state == 'starting' else f'{state}: '}{detail}")
 
 
-@verb(
-    "k",
-    "max_frames",
-    "frames_per_moment",
-    "max_pixels",
-    "model",
-    "base_url",
-    "api_key",
-    "temperature",
-    "max_tokens",
-    "engine_idle_minutes",
-    "embedder",
-    "device",
-    "hub",
-    group=app,
-)
+@verb(*ANSWER_SETTINGS, group=app)
 def mcp(
     run: Run,
     libraries: Annotated[

@@ -80,10 +80,7 @@ class Exchange:
             raise ApiError(404, f"no adapter {adapter!r}; there are: {there}", param="adapter")
         # Those of earlier questions were shown with these.
         images = body.messages[-1].images()
-        if len(images) > gateway.settings.max_images:
-            raise ApiError(
-                422, f"{len(images)} pictures; {gateway.settings.max_images} are allowed"
-            )
+        gateway.check_images(images)
         self._gateway = gateway
         self._pictures = pictures
         self._body = body

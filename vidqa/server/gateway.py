@@ -132,6 +132,12 @@ class Gateway:
             param="model",
         )
 
+    def check_images(self, addresses: Sequence[str]) -> None:
+        """Raises ApiError 422 for more pictures in one request than are allowed."""
+        allowed = self.settings.max_images
+        if len(addresses) > allowed:
+            raise ApiError(422, f"{len(addresses)} pictures; {allowed} are allowed")
+
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Blocking work in a thread; it goes on when nobody waits any more, but not for long."""
         call = functools.partial(work, *args, **kwargs)

@@ -67,8 +67,7 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]
         )
     inputs = body.inputs()
     urls = [one.image for one in inputs if one.image is not None]
-    if len(urls) > gateway.settings.max_images:
-        raise ApiError(422, f"{len(urls)} pictures; {gateway.settings.max_images} are allowed")
+    gateway.check_images(urls)
     pictures = pictures_of(request)
     async with gateway.searches.turn():
         images = [await pictures.of(url, shelf.embedder.spec) for url in urls]

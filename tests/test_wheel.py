@@ -90,7 +90,7 @@ def light(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_what_it_reads_at_run_time(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"vidqa/configs/{profile}.yaml" for profile in PROFILES} <= names
-    assert {"vidqa/cli.py", "vidqa/py.typed", "finetune/__init__.py"} <= names
+    assert {"vidqa/cli/__init__.py", "vidqa/py.typed", "finetune/__init__.py"} <= names
     data = {
         path.relative_to(REPOSITORY).as_posix()
         for path in (REPOSITORY / "vidqa").rglob("*")

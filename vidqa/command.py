@@ -29,8 +29,18 @@ import typer
 from vidqa.config import SETTINGS, Settings, flag_of
 from vidqa.errors import NothingFound, VidqaError
 
+FAILED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+command_group = functools.partial(
+    typer.Typer,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich costs --help a third of a second
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 
 
 @dataclass(frozen=True)

@@ -90,23 +90,33 @@ def build_messages(
     `instructions` are what the asker wants of every answer, such as its language. Media come before
     the question so that asking again about the same moments hits the server's prefix cache.
     """
-    content: list[dict[str, Any]] = []
-    for one in shown:
-        content.append(_text(f"{label(one)}\n"))
-        content.append(_frames([picture.jpeg for picture in one.pictures]))
-        content.append(_text(f"\n{subtitle_line(one.moment.texts)}"))
-    for jpeg in jpegs:
-        content += [_text("Picture of the question:\n"), _frames([jpeg, jpeg]), _text("\n")]
-    content.append(_text(f"Question: {' '.join(question.split())}"))
+    content = user_content(question, shown, jpegs)
     system = f"{SYSTEM}\n{instructions}" if instructions else SYSTEM
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
-def _text(text: str) -> dict[str, Any]:
+def user_content(
+    question: str, shown: Sequence[ShownMoment], jpegs: Sequence[bytes] = ()
+) -> list[dict[str, Any]]:
+    """The parts of a message that asks: moments, pictures, question."""
+    content: list[dict[str, Any]] = []
+    for one in shown:
+        content.append(text_part(f"{label(one)}\n"))
+        content.append(frames_part([picture.jpeg for picture in one.pictures]))
+        content.append(text_part(f"\n{subtitle_line(one.moment.texts)}"))
+    for jpeg in jpegs:
+        content.append(text_part("Picture of the question:\n"))
+        content += [frames_part([jpeg, jpeg]), text_part("\n")]
+    content.append(text_part(f"Question: {' '.join(question.split())}"))
+    return content
+
+
+def text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _frames(jpegs: Sequence[bytes]) -> dict[str, Any]:
+def frames_part(jpegs: Sequence[bytes]) -> dict[str, Any]:
+    """Frames as one video; a picture alone is given twice, as two frames share their tokens."""
     return {"type": "video_url", "video_url": {"url": video_url(jpegs)}}
 
 

@@ -15,20 +15,11 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
-from vidqa.command import Run, tell, verb
+from vidqa.cli.engine import engine_app
+from vidqa.command import FAILED, Run, command_group, tell, verb
 from vidqa.errors import UsageError
 
-FAILED = 1
-
-_group = functools.partial(
-    typer.Typer,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich costs --help a third of a second
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-app = _group(add_completion=False)
-engine_app = _group(help="Look after the vLLM server that answers questions.")
+app = command_group(add_completion=False)
 app.add_typer(engine_app, name="engine")
 
 Html = Annotated[
@@ -411,96 +402,6 @@ def _named_folders(flag: str, given: list[str]) -> tuple[tuple[str, Path], ...]:
     return tuple(found)
 
 
-ENGINE_SETTINGS = (
-    "model",
-    "dtype",
-    "max_model_len",
-    "kvcache_gib",
-    "gpu_memory_utilization",
-    "engine_idle_minutes",
-    "hub",
-)
-
-
-@verb(group=engine_app)
-def status(run: Run) -> None:
-    """Say whether the engine runs, what it serves and what it is doing; exit code 3 if it does not.
-
-    \b
-    vidqa engine status
-    """
-    from dataclasses import asdict
-
-    from vidqa import engine
-
-    found = engine.status()
-    if run.json:
-        shown = {} if found is None else asdict(found) | {"log": str(found.log)}
-        run.emit({"running": found is not None, **shown})
-    elif found is not None:
-        run.say(
-            f"{found.stage}: {found.model} at {found.base_url}, process {found.pid}, "
-            f"up {found.age_seconds / 60:.0f} min; stops after {found.idle_minutes:g} min "
-            f"without a question; log {found.log}"
-        )
-    if found is None:
-        run.found_nothing("no engine is running; the next question starts one")
-
-
-@verb(*ENGINE_SETTINGS, group=engine_app)
-def start(run: Run) -> None:
-    """Start the engine now, so that the first question need not wait for it.
-
-    \b
-    vidqa engine start
-    vidqa engine start --model Qwen/Qwen2-VL-7B-Instruct-AWQ --engine-idle 120
-    """
-    from vidqa.wiring import connect
-
-    client = connect(run.settings, run.note)
-    if run.json:
-        run.emit({"running": True, "model": client.model, "base_url": client.base_url})
-    else:
-        run.say(f"ready: {client.model} at {client.base_url}")
-
-
-@verb(group=engine_app)
-def stop(run: Run) -> None:
-    """End the engine and free its memory.
-
-    \b
-    vidqa engine stop
-    """
-    from vidqa import engine
-
-    stopped = engine.stop(on_stage=run.note)
-    if run.json:
-        run.emit({"stopped": stopped})
-    elif not run.quiet:
-        run.say("stopped" if stopped else "no engine was running")
-
-
-@verb(group=engine_app)
-def logs(
-    run: Run,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many lines.")] = 50,
-) -> None:
-    """Show the end of the engine's log.
-
-    \b
-    vidqa engine logs -n 200
-    """
-    from vidqa import engine
-
-    text = engine.logs(lines=lines)
-    if run.json:
-        run.emit({"lines": text.splitlines()})
-    elif text:
-        run.say(text)
-    if not text:
-        run.found_nothing("the engine has no log yet; it is written once vidqa engine start ran")
-
-
 @verb("embedder", "device", "model", "base_url", "hub", group=app)
 def doctor(run: Run) -> None:
     """Check what vidqa needs on this machine, and how to mend what is missing.
@@ -614,7 +515,3 @@ def main() -> None:
         code = UsageError.exit_code
         tell("UsageError", " ".join(error.format_message().split()), code, json=True)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
     for frame in Decoder(container, stream): ...      frame.seconds, frame.picture (YUV)
     Sampler(step_seconds).add(frame, starts_scene)    the frames to keep
     pictures_at(path, seconds)                        the pictures of one moment
+    frame_at(path, seconds)                           one frame at full size
 
 No more than a few decoded frames are alive at once, and one codec thread does the work: a
 process for each video uses the cores better. What a scene is, is decided elsewhere.
@@ -31,10 +32,12 @@ from vidqa.pictures import Scaler, encode_jpeg, fine, picture_size
 from vidqa.types import Picture
 
 if TYPE_CHECKING:
+    import numpy as np
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+    from numpy.typing import NDArray
 
 # Frames of one timestamp are put this far apart; real ones, even of bursts, are farther.
 LEAST_STEP_SECONDS = 1e-4
@@ -255,6 +258,25 @@ def pictures_at(path: str, seconds: Sequence[float]) -> list[Picture]:
                 scaler = Scaler(*size, "bgr24", fine())
             found[at] = encode_jpeg(scaler(picture))
     return [Picture(at, found[at]) for at in seconds]
+
+
+@dataclass(frozen=True, slots=True)
+class FullFrame:
+    """One frame as it is displayed: uint8 (H, W, 3), RGB, upright; and as `pictures_at` has it."""
+
+    image: NDArray[np.uint8]
+    kept: Picture
+
+
+def frame_at(path: str, seconds: float) -> FullFrame:
+    """The frame on the screen at a time. Raises VideoError as `pictures_at` does."""
+    with open_before(path, seconds) as (container, stream):
+        for at, picture in _shown_at(container, stream, [seconds]):
+            size = displayed_size(picture, stream.sample_aspect_ratio)
+            image = Scaler(*size, "rgb24", fine())(picture)
+            small = Scaler(*picture_size(*size), "bgr24", fine())(picture)
+            return FullFrame(image, Picture(at, encode_jpeg(small)))
+    raise VideoError(f"{shown(path)}: has no frame at {seconds:g} s")
 
 
 def _shown_at(

@@ -538,7 +538,7 @@ def test_the_command_runs_through_the_real_engine(
     options = small_engine(tiny_answerer)
     (tmp_path / "tiny.yaml").write_text(
         f"model: {tiny_answerer}\ndtype: float32\nmax_model_len: {options.max_model_len}\n"
-        f"kvcache_gib: {options.kvcache_gib}\nmax_tokens: 24\nmax_pixels: 9408\n"
+        f"kvcache_gib: {options.kvcache_gib}\nmax_tokens: 8\nmax_pixels: 9408\n"
         f"gpu_memory_utilization: {options.gpu_memory_utilization}\n"
         f"engine_idle_minutes: {options.idle_minutes}\n"
     )

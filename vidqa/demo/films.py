@@ -240,16 +240,26 @@ def write_library(
     films = [sample_film(seed, scene_count) for seed in seeds]
     asked = library_questions(films, per_type)
     queries = library_queries(films)
-    for done, film in enumerate(films, 1):
-        if not _is_written(film, folder, width):
-            write_film(film, folder, width)
-        on_film(done, len(films))
+    write_films(films, folder, width, on_film)
     rows = {
         "questions": [asdict(one) for one in asked],
         "queries": [asdict(one) for one in queries],
     }
     (folder / "questions.json").write_text(json.dumps(rows, indent=1), "utf-8")
     return asked, queries
+
+
+def write_films(
+    films: Sequence[Film],
+    folder: Path,
+    width: int = 448,
+    on_film: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Writes the films that are not there yet."""
+    for done, film in enumerate(films, 1):
+        if not _is_written(film, folder, width):
+            write_film(film, folder, width)
+        on_film(done, len(films))
 
 
 def _is_written(film: Film, folder: Path, width: int) -> bool:

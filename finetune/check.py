@@ -153,6 +153,7 @@ def _boxes(row: Row) -> Iterator[str]:
     for part in row.parts:
         if isinstance(part, Located) and not part.things:
             yield "an answer names no thing and no box"
+            continue
         boxes = [part.box] if isinstance(part, Boxed) else []
         if isinstance(part, Located):
             boxes = [box for _, box in part.things]
@@ -203,7 +204,7 @@ def _size(medium: Media) -> tuple[int, int] | None:
 
 def _twice(row: Row, known: dict[object, Row], identities: Identities) -> Iterator[Problem]:
     """The same conversation about the same files, whatever they are called."""
-    if not row.turns:
+    if not row.turns or row.faults:
         return
     key = tuple(
         (turn.role, tuple(

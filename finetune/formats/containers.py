@@ -11,13 +11,13 @@ keeps within its memory; a JSON list is held as one text while its elements are 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -261,7 +261,7 @@ def save(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
         writers[suffix](temporary, values)
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name to write to, which takes the place of `path` when all went well."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -272,7 +272,8 @@ def whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; name a file to write") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def to_json(value: Any) -> str:

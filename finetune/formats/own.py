@@ -28,7 +28,7 @@ from vidqa.types import TextSpan
 
 VERSION: Final = 1
 _OWN_PARTS: Final = {"ref", "box", "boxes"}
-_OWN_KEYS: Final = {"start", "end", "at", "fps", "texts"}
+_OWN_KEYS: Final = {"start", "end", "texts"}
 
 
 def _fits(value: Mapping[str, Any]) -> bool:

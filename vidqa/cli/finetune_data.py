@@ -51,7 +51,7 @@ def check(
     \b
     vidqa finetune check train.jsonl
     vidqa finetune check train.json --held-out test.json    also: do they share videos?
-    vidqa --json finetune check data.csv                    one object a problem, then a summary
+    vidqa finetune check data.csv --json                    one object a problem, then a summary
 
     Looked for are malformed lines, roles, placeholders, empty answers, missing or damaged files,
     times outside the video, boxes outside the picture, rows that stand there twice, and videos of

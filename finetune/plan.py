@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finetune.dataset import Encoder, Measure, size_of
+from finetune.fetch import fetch
 from finetune.layout import Look, Shown
 from finetune.media import frame_counts, show_row
-from finetune.rows import Origin, Row
+from finetune.rows import Media, Origin, Row
 from vidqa.errors import UsageError, VideoError
 from vidqa.select import fitted_size
 
@@ -89,12 +90,26 @@ def make_plan(
     encoder: Encoder,
     budget: Budget,
     on_row: Callable[[int, int], None] | None = None,
+    *,
+    workers: int = 0,
+    on_media: Callable[[int, int], None] | None = None,
 ) -> Plan:
-    """Looks at every row. `on_row` is told (rows done, rows in all) as it goes on."""
+    """Looks at every row. `on_row` is told (rows done, rows in all) as it goes on.
+
+    With `workers` and a shelf, that many processes read all media first, so that a file that
+    crashes its decoder costs its rows only; `on_media` is told (media done, media in all).
+    """
+    crashed: dict[Media, str] = {}
+    if workers and encoder.shelf is not None:
+        crashed = fetch(rows, encoder.look, encoder.shelf, workers, on_media)
     used: list[Planned] = []
     dropped: list[Dropped] = []
     for n, row in enumerate(rows, start=1):
-        outcome = plan_row(row, encoder, budget)
+        reasons = [crashed[media] for media in row.media if media in crashed]
+        if reasons:
+            outcome: Planned | Dropped = Dropped(row.origin, reasons[0])
+        else:
+            outcome = plan_row(row, encoder, budget)
         if isinstance(outcome, Planned):
             used.append(outcome)
         else:

@@ -335,3 +335,17 @@ def test_a_plan_without_rows_is_told_too() -> None:
     empty = Plan(LOOK, Budget(10), (), ())
     assert as_text(empty)[0] == "rows      0 used, 0 of them with less to see, 0 dropped"
     assert memory(empty).activations == 0
+
+
+def test_a_file_that_crashes_the_decoder_costs_its_rows_only(
+    encoder: Encoder, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = video(Path("bad.mp4"))
+
+    def crash(rows: list[Row], look: Look, shelf: Shelf, workers: int, tell: Any) -> Any:
+        return {bad: "bad.mp4: the decoder crashed"}
+
+    monkeypatch.setattr("finetune.plan.fetch", crash)
+    plan = make_plan([row(1, bad), row(2, video(film))], encoder, Budget(4096), workers=2)
+    assert [one.row.origin.line for one in plan.used] == [2]
+    assert plan.dropped[0].reason == "bad.mp4: the decoder crashed"

@@ -80,7 +80,10 @@ def test_an_adapter_answers_as_peft_does_and_the_base_goes_on_as_it_did(
 NAMES: dict[str, tuple[Rename, bool]] = {
     "since transformers 4.52": (lambda name: name, True),
     "before it": (lambda name: name.replace(".model.language_model.", ".model."), True),
-    "vLLM's own": (lambda name: name.replace("model.language_model.", "language_model.model."), True),
+    "vLLM's own": (
+        lambda name: name.replace("model.model.language_model.", "model.language_model.model."),
+        True,
+    ),
     "cut short": (lambda name: name.replace(".model.language_model.", ".language_model."), False),
 }  # fmt: skip
 
@@ -157,13 +160,13 @@ def tuned(
     films: Films, serve_runtime: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     """The server of the playground with two adapters, one of which wants to see few frames."""
-    base = Path(resolve_bundled("bundled:tiny-vl"))
+    base = Path(resolve_bundled("bundled:tiny-qwen2-vl"))
     folder = tmp_path_factory.mktemp("tuned")
     for seed, name in enumerate(("birds", "cats")):
         make_lora(base, folder / name, seed=seed, spread=0.5)
     card = AdapterCard(
         name="birds",
-        base_model="bundled:tiny-vl",
+        base_model="bundled:tiny-qwen2-vl",
         base_digest=base_digest(base),
         base_model_type="qwen2_vl",
         rank=8,

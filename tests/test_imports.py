@@ -16,12 +16,14 @@ from conftest import REPOSITORY
 # parts of the long line come together in library, ingest, search and ask.
 LAYERS = [
     {"errors", "types"},
-    {"boxes", "children", "compat", "containers", "database", "engine_gate", "engine_log"}
-    | {"engine_options", "picture_files"},
-    {"drawing", "pictures"},
-    {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
+    {"adapters", "adapter_weights"}
+    | {"boxes", "children", "compat", "containers", "database", "engine_gate", "engine_log"}
+    | {"picture_files"},
+    {"drawing", "engine_options", "pictures"},
+    {"adapter_fit"}
+    | {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
-    {"following"},
+    {"following", "engine_adapters"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"},
     {"finetune.formats", "finetune.layout", "finetune.shelf"},
     {"finetune.identity", "finetune.media"},

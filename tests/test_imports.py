@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 LAYERS = [
     {"boxes", "errors", "types"},
     {"children", "compat", "containers", "database", "engine_gate", "engine_log"}
-    | {"engine_options", "picture_files"},
+    | {"engine_options", "fields", "picture_files"},
     {"pictures"},
     {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
@@ -25,8 +25,9 @@ LAYERS = [
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"},
     {"finetune.formats", "finetune.layout"},
     {"finetune.check", "finetune.media"},
-    {"finetune.dataset"},
-    {"finetune.plan", "finetune.recipe"},
+    {"finetune.dataset", "finetune.loss", "finetune.recipe", "finetune.run_folder"},
+    {"finetune.features", "finetune.model", "finetune.plan", "finetune.progress"},
+    {"finetune.training_report", "finetune.trainer"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask", "clip_main"},
     {"wiring"},

@@ -23,7 +23,7 @@ LAYERS = [
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"},
-    {"finetune.formats", "finetune.layout"},
+    {"finetune.formats", "finetune.layout", "finetune.shelf"},
     {"finetune.check", "finetune.media"},
     {"finetune.dataset", "finetune.loss", "finetune.recipe", "finetune.run_folder"},
     {"finetune.features", "finetune.model", "finetune.plan", "finetune.progress"},

@@ -12,11 +12,13 @@ Not for towers that are trained, nor for weights that are spread over processes 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from finetune.dataset import Item
 
 FEATURES = "video_features"
 PIXELS, GRID = "pixel_values_videos", "video_grid_thw"
@@ -24,16 +26,13 @@ PIXELS, GRID = "pixel_values_videos", "video_grid_thw"
 # one output of it and is left alone.
 _TAKES_FEATURES = frozenset({"qwen2_vl", "qwen2_5_vl"})
 
-Item = dict[str, Any]
-Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
-
 
 class Rows(Protocol):
-    """Rows encoded one by one, as `finetune.dataset` makes them."""
+    """Encoded rows, such as `RowDataset`."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Item: ...
+    def __getitem__(self, at: int, /) -> Item: ...
 
 
 def takes_features(model: Any) -> bool:
@@ -53,17 +52,17 @@ class Seen:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Item:
-        if index in self._items:
-            return dict(self._items[index])
-        item = dict(self._rows[index])
+    def __getitem__(self, at: int) -> Item:
+        if at in self._items:
+            return dict(self._items[at])
+        item = dict(self._rows[at])
         pixels = item.pop(PIXELS, None)
         if pixels is not None:
             item[FEATURES] = self._look(pixels, item[GRID])
         size = _bytes(one for name, one in item.items() if name != FEATURES)
         if size <= self._free:
             self._free -= size
-            self._items[index] = item
+            self._items[at] = item
         return dict(item)
 
     def _look(self, pixels: Tensor, grid: Tensor) -> Tensor:
@@ -89,38 +88,23 @@ def see(model: Any, pixels: Tensor, grid: Tensor) -> Tensor:
     return features
 
 
-def collate_seen(collate: Collate) -> Collate:
-    """A collate for rows of `Seen`: features in place of pixels, all else as `collate` does it."""
-
-    def together(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        plain = [{k: v for k, v in one.items() if k not in (FEATURES, GRID)} for one in items]
-        batch = collate(plain)
-        for name in (FEATURES, GRID):
-            found = [one[name] for one in items if name in one]
-            if found:
-                batch[name] = torch.cat(found)
-        return batch
-
-    return together
-
-
 def with_features(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch of `collate_seen` as the model's forward pass takes it."""
+    """A batch of such rows as the model's forward pass takes it."""
     given = dict(inputs)
     features = given.pop(FEATURES, None)
     if features is not None:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        seen = BaseModelOutputWithPooling(pooler_output=(features,))
+        seen = BaseModelOutputWithPooling(pooler_output=(features,))  # type: ignore[arg-type]
         given["mm_encoder_outputs"] = {"video": seen}
     return given
 
 
 def _digest(pixels: Tensor, grid: Tensor) -> bytes:
     digest = hashlib.blake2b(grid.numpy().tobytes(), digest_size=16)
-    digest.update(pixels.contiguous().view(torch.uint8).numpy())
+    digest.update(pixels.contiguous().numpy().tobytes())
     return digest.digest()
 
 
-def _bytes(values: Any) -> int:
-    return sum(one.numel() * one.element_size() for one in values if isinstance(one, Tensor))
+def _bytes(values: Iterable[Tensor]) -> int:
+    return sum(one.numel() * one.element_size() for one in values)

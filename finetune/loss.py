@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORE = -100
+from finetune.dataset import IGNORE
 
 
 def label_places(labels: Tensor) -> Tensor:

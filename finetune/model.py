@@ -49,7 +49,7 @@ def attention_of(recipe: Recipe) -> str:
 
 
 def checkpoints_activations(recipe: Recipe) -> bool:
-    """A processor's memory is large and its arithmetic dear; on a card it is the other way round."""
+    """Processors have more memory than arithmetic; with cards it is the other way round."""
     if recipe.gradient_checkpointing == "auto":
         return torch.cuda.is_available()
     return recipe.gradient_checkpointing == "always"
@@ -65,7 +65,9 @@ def load_base(folder: Path, recipe: Recipe) -> Any:
         check_qlora()
     declare_torchvision_operators()
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     bf16 = precision_of(recipe) == "bf16" and not recipe.full
     options: dict[str, Any] = {"dtype": torch.bfloat16 if bf16 else torch.float32}
     if recipe.qlora:
@@ -103,7 +105,7 @@ def _in_4_bits() -> dict[str, Any]:
     """nf4 with double quantization (Dettmers et al., QLoRA, 2023); the vision tower stays whole."""
     from transformers import BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

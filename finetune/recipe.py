@@ -48,14 +48,18 @@ class Recipe:
     )
     dropout: float = setting(0.05, "Dropout before the adapter.", minimum=0.0, maximum=0.9)
     targets: str = setting(
-        LANGUAGE_TARGETS, "Modules of the language layers that get an adapter: a regular expression."
+        LANGUAGE_TARGETS, "Language layers that get an adapter: a regular expression."
     )
     dora: bool = setting(False, "DoRA; refused, as vLLM cannot serve it.")
     train_vision: bool = setting(False, "Train the vision tower and its merger as well.")
 
     # --- steps ---
     learning_rate: float = setting(
-        1e-4, "Highest learning rate of the language layers.", minimum=1e-8, maximum=1.0, flag="--lr"
+        1e-4,
+        "Highest learning rate of the language layers.",
+        minimum=1e-8,
+        maximum=1.0,
+        flag="--lr",
     )
     vision_learning_rate: float = setting(
         1e-5,
@@ -99,7 +103,7 @@ class Recipe:
         maximum=1_000_000,
     )
     patience: int = setting(
-        3, "Evaluations without a lower loss before it stops early; 0: never.", minimum=0, maximum=100
+        3, "Evaluations without a lower loss until it stops; 0: never.", minimum=0, maximum=100
     )
 
     # --- what the model is shown ---
@@ -166,7 +170,10 @@ class Recipe:
                 "learns too little"
             )
         if self.full and self.qlora:
-            raise UsageError("full and qlora exclude each other: weights in 4 bits cannot be trained")
+            raise UsageError(
+                "full and qlora exclude each other, as weights in 4 bits cannot be trained; "
+                "choose one"
+            )
         try:
             re.compile(self.targets)
         except re.error as error:

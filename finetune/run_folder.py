@@ -187,6 +187,7 @@ def read_log(output: Path) -> list[dict[str, Any]]:
 def cut_log(output: Path, step: int) -> None:
     """Drops what a run that goes on from `step` will write again."""
     kept = [json.dumps(row) for row in read_log(output) if row.get("step", 0) <= step]
+    output.mkdir(parents=True, exist_ok=True)
     draft = output / f"{LOG}.{os.getpid()}"
     draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     draft.replace(output / LOG)
@@ -201,7 +202,7 @@ def locked(output: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise VidqaError(
-                f"{output}: another training is at work in it; wait for it, or name another --output"
+                f"{output}: another training is at work in it; wait, or name another --output"
             ) from None
         try:
             yield

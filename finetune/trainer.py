@@ -9,6 +9,7 @@ a checkpoint.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -31,8 +32,9 @@ from transformers import (  # noqa: E402
     TrainingArguments,
 )
 
+from finetune.dataset import IGNORE  # noqa: E402
 from finetune.features import with_features  # noqa: E402
-from finetune.loss import IGNORE, answer_loss, answer_scores  # noqa: E402
+from finetune.loss import answer_loss, answer_scores  # noqa: E402
 from finetune.model import checkpoints_activations, parameter_groups, precision_of  # noqa: E402
 from finetune.recipe import Recipe  # noqa: E402
 from finetune.run_folder import CHECKPOINTS, mark_whole  # noqa: E402
@@ -52,6 +54,11 @@ class Schedule:
     warmup: int
     log_every: int
     eval_every: int
+
+
+def process_count() -> int:
+    """Processes of this training, by what `accelerate launch` and torchrun say."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def schedule_of(recipe: Recipe, rows: int, processes: int = 1) -> Schedule:
@@ -114,7 +121,7 @@ def arguments(
         log_level_replica="error",
         # A batch without videos leaves a trained tower without gradients.
         ddp_find_unused_parameters=recipe.train_vision,
-        ddp_backend=None if on_card else "gloo",
+        ddp_backend=None if on_card or process_count() == 1 else "gloo",
     )
     # Several cards in one process would be DataParallel, which cuts batches along the wrong axis;
     # `accelerate launch` uses them all.
@@ -135,7 +142,7 @@ class VlmTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
-            target = self.model if model is None else model
+            target: Any = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, target)
             self.optimizer = kind(parameter_groups(target, self.recipe), **options)
         return self.optimizer
@@ -162,7 +169,7 @@ class VlmTrainer(Trainer):
     ) -> dict[str, float]:
         """Loss and right tokens of the held-out answers, each token counting the same."""
         began = time.monotonic()
-        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        model: Any = self.model_wrapped if self.is_deepspeed_enabled else self.model
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -190,7 +197,7 @@ class VlmTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
 
 # ---------------------------------------------------------------- what watches the training
@@ -259,17 +266,19 @@ class Journal(TrainerCallback):
     """Tells `tell` of each line of the log, of the first process alone.
 
     A line has `step`, `epoch`, and either `loss`, `learning_rate`, `grad_norm` and
-    `tokens_per_second`, or `eval_loss` and `eval_token_accuracy`; `seconds` are since the start.
+    `tokens_per_second`, or `eval_loss` and `eval_token_accuracy`; `seconds` are since the start,
+    or since `first_step` where the run went on from there.
     """
 
     def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
         self._tell = tell
         self.trainer: VlmTrainer | None = None
         self._began = self._last = time.monotonic()
-        self._tokens = 0
+        self._tokens = self._first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = self._last = time.monotonic()
+        self._first = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or "train_runtime" in (logs or {}):
@@ -278,6 +287,7 @@ class Journal(TrainerCallback):
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         line |= {name: value for name, value in (logs or {}).items() if name != "epoch"}
         if "loss" in line:
+            line["first_step"] = self._first
             line["tokens_per_second"] = round(self._tokens_since() / max(now - self._last, 1e-6), 1)
         self._last = now
         line["seconds"] = round(now - self._began, 2)
@@ -286,7 +296,6 @@ class Journal(TrainerCallback):
     def _tokens_since(self) -> int:
         """Tokens of all processes, taken to have had as many each."""
         assert self.trainer is not None
-        every = int(self.trainer.tokens) * self.trainer.args.world_size
+        every = int(self.trainer.tokens) * process_count()
         since, self._tokens = every - self._tokens, every
         return since
-

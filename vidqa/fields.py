@@ -1,4 +1,4 @@
-"""Values that users choose: a record's fields with their bounds, help and flags, from whatever source.
+"""Values that users choose: fields of a record with their bounds, help and flags.
 
     rank: int = setting(16, "Rank of the adapter.", choices=(8, 16, 32))
 
@@ -80,7 +80,7 @@ def flag_in(table: Table, name: str) -> str:
 
 
 def read_yaml(path: Path, unreadable: str) -> dict[str, object]:
-    """The `name: value` lines of a file; `unreadable` is what to say with the reason in it, `{}`."""
+    """The `name: value` lines of a file; `unreadable` is what to say, with `{}` for the reason."""
     import yaml
 
     try:

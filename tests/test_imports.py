@@ -26,7 +26,8 @@ LAYERS = [
     {"following"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"},
     {"finetune.formats", "finetune.layout", "finetune.shelf"},
-    {"finetune.check", "finetune.media"},
+    {"finetune.identity", "finetune.media"},
+    {"finetune.check", "finetune.split"},
     {"finetune.dataset", "finetune.progress", "finetune.recipe", "finetune.run_folder"},
     {"finetune.features", "finetune.loss", "finetune.model", "finetune.plan"},
     {"finetune.trainer", "finetune.training_report"},
@@ -58,7 +59,9 @@ def modules() -> list[str]:
 
 def known_as(module: str) -> str:
     """The name in the table: a folder that is one noun stands there as a whole."""
-    return next((known for known in (module, module.split(".")[0]) if known in LEVEL), module)
+    parts = module.split(".")
+    names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((name for name in names if name in LEVEL), module)
 
 
 def file_of(module: str) -> Path:

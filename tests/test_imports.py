@@ -18,12 +18,12 @@ LAYERS = [
     {"boxes", "errors", "types"},
     {"adapters", "adapter_weights"}
     | {"children", "compat", "containers", "database", "engine_gate", "engine_log"}
-    | {"engine_options", "fields", "picture_files"},
-    {"pictures"},
+    | {"fields", "picture_files"},
+    {"pictures", "engine_options"},
     {"adapter_fit"}
     | {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
-    {"following"},
+    {"following", "engine_adapters"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"},
     {"finetune.formats", "finetune.layout", "finetune.shelf"},
     {"finetune.identity", "finetune.media"},

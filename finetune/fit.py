@@ -141,10 +141,12 @@ class _Log:
             )
 
     def close(self) -> None:
+        """What is told later, such as of an evaluation of the final weights, is not written."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        self._file = self._board = None
 
 
 def _board_name(name: str) -> str:

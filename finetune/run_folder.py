@@ -48,6 +48,7 @@ class Run:
     eval_data: Mapping[str, str]
     batch: int
     format: str | None = None
+    media_dir: str | None = None
     finished: int | None = None
 
 

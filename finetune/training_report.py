@@ -144,7 +144,9 @@ th { font-weight: 400; color: var(--soft); }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 thead th { border-bottom: 1px solid var(--line); }
 pre { margin: 0; font-size: .85rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 0 1.5rem; }
+.tables {
+  display: grid; gap: 0 1.5rem; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr));
+}
 @media (max-width: 36rem) { body { padding-top: 1.25rem; } .tables { display: block; } }
 @media print { section { break-inside: avoid; } }
 </style>

@@ -36,7 +36,13 @@ def _one_thread() -> Iterator[None]:
 
 def child(*arguments: str, **environ: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(REPOSITORY / "tests" / "training_parts.py"), *arguments],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            str(REPOSITORY / "tests" / "training_parts.py"),
+            *arguments,
+        ],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -29,7 +29,7 @@ VIDEO, VISION_START, VISION_END = 615, 611, 612
 
 
 class StandIn:
-    """Rows with a video of noise; the answer is the same few tokens in all of them, so it is learned.
+    """Rows with a video of noise; their answers are nearly the same, so they are learned.
 
     `lengths` are taken in turn, so that batches need padding.
     """
@@ -105,7 +105,7 @@ def main(output: str, changes: str, flag: str = "", step: str = "0") -> None:
             os.kill(os.getpid(), wanted)
 
     fitted = run(Path(output), tell, **json.loads(changes))
-    print(json.dumps({"step": fitted.step, "stopped": fitted.stopped}))
+    sys.stdout.write(json.dumps({"step": fitted.step, "stopped": fitted.stopped}) + "\n")
 
 
 if __name__ == "__main__":

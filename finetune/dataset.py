@@ -40,6 +40,9 @@ END_OF_TURN = "<|im_end|>"
 # How each tensor of a batch is filled up; the others are joined end to end.
 _PADDED = {"input_ids": None, "attention_mask": 0, "labels": IGNORE, "mm_token_type_ids": 0}
 
+# Processors that give a video its patches' tokens and nothing else, such as times.
+_KNOWN_LAYOUTS = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")
+
 Item = dict[str, Tensor]
 """One row: input_ids, attention_mask, labels, mm_token_type_ids, int64 (L,); where it has media,
 pixel_values_videos float32 (patches, pixels of a patch), video_grid_thw int64 (videos, 3), and what
@@ -78,6 +81,16 @@ class Segments:
     @property
     def answers(self) -> tuple[str, ...]:
         return self.texts[1::2]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Tokens of a row, those that are learned and those of media among them; patches of pixels."""
+
+    tokens: int
+    answer_tokens: int
+    media_tokens: int
+    patches: int
 
 
 class Encoder:
@@ -132,6 +145,34 @@ class Encoder:
             if part["type"] == "video_url"
         ]
         return Segments(tuple(texts), tuple(videos))
+
+    def measure(self, segments: Segments) -> Measure:
+        """How long a row is, without computing pixels where the processor's layout is known."""
+        videos = self.processor.video_processor
+        if type(self.processor).__name__ not in _KNOWN_LAYOUTS or videos.cap_pixels_per_frame:
+            item = self.encode(segments)
+            media = int((item["mm_token_type_ids"] != 0).sum())
+            answers = int((item["labels"] != IGNORE).sum())
+            patches = len(item.get("pixel_values_videos", ()))
+            return Measure(len(item["input_ids"]), answers, media, patches)
+        lengths = [
+            len(ids)
+            for ids in self.processor.tokenizer(
+                list(segments.texts), add_special_tokens=False, padding=False
+            )["input_ids"]
+        ]
+        patches = sum(self.patches(len(one), size_of(one[0])) for one in segments.videos)
+        media = patches // videos.merge_size**2
+        # Each video has one token in the text, which stands for all of its own.
+        tokens = sum(lengths) - len(segments.videos) + media
+        return Measure(tokens, sum(lengths[1::2]), media, patches)
+
+    def patches(self, frames: int, size: tuple[int, int]) -> int:
+        """Patches of a video of so many frames of that (width, height), after resizing."""
+        width, height = size
+        return int(
+            self.processor.video_processor.get_num_of_video_patches(frames, height, width, {})
+        )
 
     def encode(self, segments: Segments) -> Item:
         """Token ids, labels and pixels."""
@@ -189,6 +230,14 @@ def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
 def _frames(part: Mapping[str, Any]) -> tuple[bytes, ...]:
     encoded = part["video_url"]["url"].partition(",")[2]
     return tuple(base64.b64decode(one) for one in encoded.split(","))
+
+
+def size_of(jpeg: bytes) -> tuple[int, int]:
+    """(width, height) of a JPEG, from its header."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return image.size
 
 
 def decoded(jpegs: Sequence[bytes]) -> NDArray[np.uint8]:

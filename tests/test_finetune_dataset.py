@@ -12,7 +12,16 @@ import pytest
 import torch
 from tiny_models import make_answerer
 
-from finetune.dataset import IGNORE, Encoder, Item, RowDataset, collate, decoded, load_processor
+from finetune.dataset import (
+    IGNORE,
+    Encoder,
+    Item,
+    Measure,
+    RowDataset,
+    collate,
+    decoded,
+    load_processor,
+)
 from finetune.layout import Look, messages
 from finetune.media import show_row
 from finetune.rows import Boxed, Located, Media, Origin, Row, Turn
@@ -160,6 +169,19 @@ def test_there_is_a_token_for_each_merged_patch(encoder: Encoder, film: Path, ki
     assert media.sum() == grids.prod(-1).sum() // merge**2
     assert torch.equal(media, item["mm_token_type_ids"] == 2)
     assert len(item.get("pixel_values_videos", ())) == grids.prod(-1).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_measured_as_it_is_encoded(encoder: Encoder, film: Path, kind: str) -> None:
+    row = rows(film)[kind]
+    segments = encoder.segments(row, show_row(row, LOOK))
+    item = encoder.encode(segments)
+    assert encoder.measure(segments) == Measure(
+        len(item["input_ids"]),
+        int((item["labels"] != IGNORE).sum()),
+        int((item["mm_token_type_ids"] != 0).sum()),
+        len(item.get("pixel_values_videos", ())),
+    )
 
 
 def test_answers_that_are_given_are_not_learned(bundled: Encoder, film: Path) -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,29 @@ def load_base(folder: Path, recipe: Recipe) -> Any:
             "Qwen3-VL"
         )
     return model
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A model as it will be trained, without its weights: (trained, all) of each component."""
+
+    config: Any
+    parameters: dict[str, tuple[int, int]]
+
+
+def sketch(folder: Path, recipe: Recipe) -> Sketch:
+    """Counts what `prepare` will train, and checks the recipe's targets; loads no weights."""
+    declare_torchvision_operators()
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
+            model = prepare(model, replace(recipe, qlora=False))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: cannot be read ({' '.join(str(error).split())})") from error
+    return Sketch(config, {str(part): counts for part, counts in trainable(model).items()})
 
 
 def check_qlora() -> None:

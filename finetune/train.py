@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.dataset import Encoder, RowDataset, load_processor
 from finetune.layout import Look
+from finetune.plan import Budget, Memory, Plan, as_dict, as_text, estimate, make_plan, shape_of
 from finetune.recipe import Recipe
 from finetune.rows import Row
 from finetune.run_folder import (
@@ -44,7 +45,7 @@ from finetune.run_folder import (
 from finetune.shelf import Shelf
 from vidqa import adapters
 from vidqa.boxes import family_of
-from vidqa.errors import MissingExtra, NothingFound, UsageError, VideoError
+from vidqa.errors import MissingExtra, NothingFound, UsageError
 from vidqa.weights import find_weights
 
 if TYPE_CHECKING:
@@ -75,25 +76,45 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Rows as they will be seen. `dropped` are (where, why); `plan` are lines for people."""
+    """Rows as they will be seen, and what training on them will take.
+
+    `parameters` are (trained, all) weights of each component, `seconds` a guess.
+    """
 
     folder: Path
-    rows: RowDataset
-    held_out: RowDataset
-    pad_id: int
-    family: str
+    encoder: Encoder
+    plan: Plan
+    held_out_plan: Plan
     files: tuple[adapters.DataFile, ...]
-    dropped: tuple[tuple[str, str], ...] = ()
-    plan: tuple[str, ...] = ()
+    parameters: dict[str, tuple[int, int]]
+    memory: Memory
+    seconds: float
+
+    @property
+    def rows(self) -> RowDataset:
+        return _rows(self.plan, self.encoder)
+
+    @property
+    def held_out(self) -> RowDataset:
+        return _rows(self.held_out_plan, self.encoder)
+
+    @property
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        lines = as_text(self.plan, self.parameters, self.memory, self.seconds)
+        held = self.held_out_plan
+        lines.insert(1, f"held out  {len(held.used):,} rows, {len(held.dropped):,} dropped")
+        return lines
 
     @property
     def figures(self) -> dict[str, Any]:
         """The plan for programs."""
-        return {
-            "rows": len(self.rows),
-            "held_out": len(self.held_out),
-            "dropped": [{"row": row, "why": why} for row, why in self.dropped],
-        }
+        told = as_dict(self.plan, self.parameters, self.memory, self.seconds)
+        return told | {"held_out": as_dict(self.held_out_plan)}
+
+
+def _rows(plan: Plan, encoder: Encoder) -> RowDataset:
+    return RowDataset([one.row for one in plan.used], encoder, [one.look for one in plan.used])
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +205,13 @@ def run_of(order: Order) -> Run:
 # ---------------------------------------------------------------- before
 
 
-def prepare_rows(order: Order) -> Prepared:
+def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: None) -> Prepared:
     """Reads, checks, splits and plans the rows. Raises UsageError with file and line of what is
     wrong, NothingFound when no row is left.
     """
     from finetune.check import check
+    from finetune.cost import guess_seconds, training_of
+    from finetune.model import sketch
     from finetune.split import split
 
     rows, files = _read(order, order.data)
@@ -202,48 +225,25 @@ def prepare_rows(order: Order) -> Prepared:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = family_of(str(config.get("model_type")))
     recipe = order.recipe
+    counted = sketch(folder, recipe)
     shelf = Shelf(recipe.cache, int(recipe.cache_gib * 2**30)) if recipe.cache_gib else None
     encoder = Encoder(load_processor(str(folder)), look_of(recipe), family, shelf)
-    planned = _plan(encoder, rows, held_out, recipe, folder)
-    if not len(planned[0]):
-        raise NothingFound(f"no row of {', '.join(map(str, order.data))} can be trained on")
+    budget = Budget(max_tokens=recipe.max_row_tokens)
+    on_stage(f"looking at {len(rows) + len(held_out):,} rows")
+    plan, held_out_plan = (make_plan(group, encoder, budget) for group in (rows, held_out))
+    if not plan.used:
+        first = plan.dropped[0]
+        raise NothingFound(f"no row can be trained on; the first, {first.origin}: {first.reason}")
     return Prepared(
         folder=folder,
-        rows=planned[0],
-        held_out=planned[1],
-        pad_id=encoder.pad_id,
-        family=family,
+        encoder=encoder,
+        plan=plan,
+        held_out_plan=held_out_plan,
         files=tuple(files + held_files),
-        dropped=planned[2],
-        plan=planned[3],
+        parameters=counted.parameters,
+        memory=estimate(shape_of(counted.config), counted.parameters, plan, training_of(recipe)),
+        seconds=guess_seconds(plan, held_out_plan, counted, recipe),
     )
-
-
-def _plan(
-    encoder: Encoder, rows: Sequence[Row], held_out: Sequence[Row], recipe: Recipe, folder: Path
-) -> tuple[RowDataset, RowDataset, tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """Rows that fit, those that do not, and what people should know before."""
-    dropped: list[tuple[str, str]] = []
-
-    def fitting(group: Sequence[Row]) -> RowDataset:
-        kept = []
-        for row in group:
-            try:
-                tokens = len(encoder(row)["input_ids"])
-            except (UsageError, VideoError) as error:
-                dropped.append((str(row.origin), str(error)))
-                continue
-            if tokens > recipe.max_row_tokens:
-                why = f"{tokens} tokens, and {recipe.max_row_tokens} are allowed"
-                dropped.append((str(row.origin), why))
-            else:
-                kept.append(row)
-        return RowDataset(kept, encoder)
-
-    train, held = fitting(rows), fitting(held_out)
-    lines = [f"{len(train)} rows to train on, {len(held)} held out, {len(dropped)} dropped"]
-    lines += [f"dropped {row}: {why}" for row, why in dropped]
-    return train, held, tuple(dropped), tuple(lines)
 
 
 def _read(order: Order, paths: Sequence[Path]) -> tuple[list[Row], list[adapters.DataFile]]:
@@ -289,12 +289,11 @@ def train(
         on_stage(f"loading {order.model}")
         _seed(order.recipe.seed)
         model = prepare(load_base(prepared.folder, order.recipe), order.recipe)
-        held_out = prepared.held_out if len(prepared.held_out) else None
         fitted = fit(
             model,
             prepared.rows,
-            held_out,
-            prepared.pad_id,
+            prepared.held_out if prepared.held_out_plan.used else None,
+            prepared.encoder.pad_id,
             order.recipe,
             order.output,
             tell,
@@ -393,7 +392,9 @@ def _finish(order: Order, prepared: Prepared, outcome: Outcome) -> None:
         "steps": outcome.step,
         "ended_early": outcome.ended_early,
         "seconds": round(outcome.seconds, 1),
-        **prepared.figures,
+        "rows": len(prepared.plan.used),
+        "held_out": len(prepared.held_out_plan.used),
+        "plan": prepared.figures,
         "before": outcome.before,
         "after": outcome.after,
     }
@@ -411,7 +412,7 @@ def _finish(order: Order, prepared: Prepared, outcome: Outcome) -> None:
             "Versions": versions(),
         },
         commands=[*outcome.commands, *outcome.notes],
-        plan=prepared.plan,
+        plan=prepared.lines,
         curves=picture.read_bytes() if drawn else b"",
     )
     (output / "report.html").write_text(page(report), encoding="utf-8")
@@ -436,7 +437,7 @@ def card(order: Order, prepared: Prepared, outcome: Outcome) -> adapters.Adapter
         alpha=recipe.alpha,
         targets=targets if isinstance(targets, str) else tuple(sorted(targets)),
         look=asdict(look_of(recipe)),
-        box_family=prepared.family,
+        box_family=prepared.encoder.family,
         data=prepared.files,
         versions=versions(),
         metrics={"before": outcome.before, "after": outcome.after},

@@ -31,7 +31,7 @@ LAYERS = [
     {"finetune.dataset", "finetune.progress", "finetune.recipe", "finetune.run_folder"},
     {"finetune.features", "finetune.loss", "finetune.model", "finetune.plan"},
     {"finetune.trainer", "finetune.training_report"},
-    {"finetune.fit"},
+    {"finetune.cost", "finetune.fit"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask", "clip_main"},
     {"wiring"},

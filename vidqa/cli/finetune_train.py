@@ -103,11 +103,11 @@ def _train(
     if train.is_first_process() and not resume and not dry_run:
         check_output(where, resume=False)
     train.check_machine(order.recipe)
-    prepared = train.prepare_rows(order)
+    prepared = train.prepare_rows(order, run.note)
     _show_plan(run, prepared)
     if dry_run:
         return
-    steps = schedule_of(order.recipe, len(prepared.rows), process_count()).steps
+    steps = schedule_of(order.recipe, len(prepared.plan.used), process_count()).steps
     run.note("Ctrl-C stops after the step in hand, with a checkpoint to go on from")
     with watching(run, steps) as tell:
         outcome = train.train(
@@ -144,7 +144,7 @@ def _show_plan(run: Run, prepared: Prepared) -> None:
     if run.json:
         run.emit({"event": "plan", **prepared.figures})
         return
-    for line in prepared.plan:
+    for line in prepared.lines:
         _say(run, line)
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "types"},
     {"adapters", "adapter_weights"}
     | {"boxes", "children", "compat", "containers", "database", "engine_gate", "engine_log"}
-    | {"picture_files"},
+    | {"fields", "picture_files"},
     {"drawing", "engine_options", "pictures"},
     {"adapter_fit"}
     | {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
@@ -28,8 +28,11 @@ LAYERS = [
     {"finetune.formats", "finetune.layout", "finetune.shelf"},
     {"finetune.identity", "finetune.media"},
     {"finetune.check", "finetune.split"},
-    {"finetune.dataset", "finetune.fetch"},
-    {"finetune.plan", "finetune.recipe"},
+    {"finetune.dataset", "finetune.fetch", "finetune.progress", "finetune.recipe"}
+    | {"finetune.run_folder"},
+    {"finetune.features", "finetune.loss", "finetune.model", "finetune.plan"},
+    {"finetune.trainer", "finetune.training_report"},
+    {"finetune.cost", "finetune.fit"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask", "clip_main"},
     {"ground"},

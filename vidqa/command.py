@@ -18,16 +18,17 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vidqa.config import SETTINGS, Settings, flag_of
+from vidqa.config import SETTINGS, Settings
 from vidqa.errors import NothingFound, VidqaError
+from vidqa.fields import Table, flag_in
 
 FAILED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -45,12 +46,18 @@ command_group = functools.partial(
 
 @dataclass(frozen=True)
 class Run:
-    """What a command is told besides its own arguments: its settings, and how to speak."""
+    """What a command is told besides its own arguments: its settings, and how to speak.
+
+    `config` is the profile or file that was named; `flags` are those of the command's own fields,
+    None where one was not given.
+    """
 
     settings: Settings
     json: bool
     verbose: bool
     quiet: bool
+    config: str | None = None
+    flags: Mapping[str, object] = field(default_factory=dict)
 
     def emit(self, value: object) -> None:
         """One JSON object on one line, at once: whoever reads it may be waiting."""
@@ -128,18 +135,25 @@ _SHARED: dict[str, tuple[Any, object]] = {
 
 
 def verb(
-    *settings: str, group: typer.Typer, name: str | None = None, profile: str | None = None
+    *settings: str,
+    group: typer.Typer,
+    name: str | None = None,
+    profile: str | None = None,
+    fields: Table | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers `body(run, own parameters)` as a command of `group`; see the module's docstring.
 
-    `profile` is where its settings start when the user names no configuration.
+    `profile` is where its settings start when the user names no configuration. `fields` are values
+    of another record than `Settings`: each gets a flag, and a configuration file may name them.
     """
+    table = fields or {}
 
     def register(body: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
         parameters = [
             *own,
-            *(_parameter(one, _flag(one), None) for one in settings),
+            *(_parameter(one, _flag(SETTINGS, one), None) for one in settings),
+            *(_parameter(one, _flag(table, one), None) for one in table),
             *(_parameter(one, option, default) for one, (option, default) in _SHARED.items()),
         ]
 
@@ -147,10 +161,12 @@ def verb(
         def command(**given: Any) -> None:
             shared = {one: given.pop(one) for one in _SHARED}
             flags = {one: given.pop(one) for one in settings} | {"index": shared.pop("index")}
+            own_flags = {one: given.pop(one) for one in table}
             config = shared.pop("config") or os.environ.get("VIDQA_CONFIG") or profile
             with exit_codes(json=shared["json"], verbose=shared["verbose"]):
                 _quieten(verbose=shared["verbose"])
-                body(Run(Settings.load(config, flags), **shared), **given)
+                chosen = Settings.load(config, flags, others=table)
+                body(Run(chosen, **shared, config=config, flags=own_flags), **given)
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -165,11 +181,11 @@ def _parameter(name: str, option: Any, default: object) -> inspect.Parameter:
     return inspect.Parameter(name, kind, default=default, annotation=option)
 
 
-def _flag(name: str) -> Any:
-    """The option of a setting; its flag, help, bounds and default are those of `Settings`."""
-    one = SETTINGS[name]
+def _flag(table: Table, name: str) -> Any:
+    """The option of a setting; its flag, help, bounds and default are those of its field."""
+    one: Field[Any] = table[name]
     kind, bounds = one.metadata["kind"], str(one.metadata["bounds"])
-    flag = flag_of(name)
+    flag = flag_in(table, name)
     flags = f"{flag}/--no{flag[1:]}" if kind is bool else flag
     help_text = one.metadata["help"]
     if one.default is not None:

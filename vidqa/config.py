@@ -12,16 +12,16 @@ This module reads files and variables; it opens no library, loads no model and p
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import subprocess
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import Field, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vidqa.errors import ConfigError
+from vidqa.fields import check_bounds, convert, flag_in, nearest, read_yaml, setting, table_of
 
 PREFIX = "VIDQA_"
 # Variables with our prefix that name no setting: the file itself, the engine's own folder, the
@@ -41,53 +41,6 @@ LARGE_CARD_GIB = 22.0
 SMALL_CARD_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 
 
-class Bounds(NamedTuple):
-    """What a setting may be: `minimum <= value <= maximum`, or one of `choices`."""
-
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """In words, empty where anything goes."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if self.minimum is not None and self.maximum is not None:
-            return f"{self.minimum:g} to {self.maximum:g}"
-        if self.minimum is not None:
-            return f"at least {self.minimum:g}"
-        return ""
-
-    def admit(self, value: object) -> bool:
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, int | float):
-            low = self.minimum is None or value >= self.minimum
-            return low and (self.maximum is None or value <= self.maximum)
-        return True
-
-
-def _setting(
-    default: object,
-    help_text: str,
-    *,
-    kind: type | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-    flag: str | None = None,
-    secret: bool = False,
-) -> Any:
-    metadata = {
-        "help": help_text,
-        "flag": flag,
-        "kind": kind or type(default),
-        "bounds": Bounds(minimum, maximum, choices),
-        "secret": secret,
-    }
-    return field(default=default, repr=not secret, metadata=metadata)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings of one run.
@@ -95,127 +48,127 @@ class Settings:
     `given` names those that the user chose; the rest come from a profile or are defaults.
     """
 
-    index: Path = _setting(Path("indexes/default"), "Folder of the library.", kind=Path)
-    embedder: str = _setting(
+    index: Path = setting(Path("indexes/default"), "Folder of the library.", kind=Path)
+    embedder: str = setting(
         "ViT-B-32-SigLIP2-256",
         "open_clip model that embeds frames and queries: a name, NAME:PRETRAINED, or a folder.",
     )
-    device: str = _setting(
+    device: str = setting(
         "auto", "Where the embedder runs.", choices=("auto", "cpu", "cuda", "mps")
     )
-    sample_fps: float = _setting(
+    sample_fps: float = setting(
         1.0, "Frames kept per second of video.", minimum=0.01, maximum=120.0, flag="--fps"
     )
-    min_scene_seconds: float = _setting(
+    min_scene_seconds: float = setting(
         0.6,
         "Shorter scenes are merged with a neighbour, in seconds.",
         minimum=0.01,
         maximum=60.0,
         flag="--min-scene",
     )
-    max_scene_seconds: float = _setting(
+    max_scene_seconds: float = setting(
         30.0,
         "Longer scenes are split, in seconds.",
         minimum=1.0,
         maximum=3600.0,
         flag="--max-scene",
     )
-    adaptive_threshold: float = _setting(
+    adaptive_threshold: float = setting(
         3.0, "How much a frame must differ to be a cut.", minimum=0.1, maximum=100.0
     )
-    keep_frames: bool = _setting(
+    keep_frames: bool = setting(
         True, "Keep the sampled frames as small pictures, so that asking decodes nothing."
     )
-    workers: int = _setting(
+    workers: int = setting(
         0, "Videos read at once; 0: one less than cores.", minimum=0, maximum=256
     )
-    k: int = _setting(5, "Moments to find.", minimum=1, maximum=1000, flag="-k")
-    max_frames: int = _setting(
+    k: int = setting(5, "Moments to find.", minimum=1, maximum=1000, flag="-k")
+    max_frames: int = setting(
         16, "Frames shown to the model, in all.", minimum=2, maximum=768, flag="--frames"
     )
-    frames_per_moment: int = _setting(
+    frames_per_moment: int = setting(
         4, "Frames shown of one moment, at most.", minimum=2, maximum=768
     )
-    max_pixels: int = _setting(
+    max_pixels: int = setting(
         420 * 364,
         "Pixels of one frame as the model sees it, at most.",
         minimum=56 * 56,
         maximum=1280 * 28 * 28,
     )
-    model: str = _setting(
+    model: str = setting(
         "Qwen/Qwen2-VL-2B-Instruct", "Model that answers: a name on the hub, or a folder."
     )
-    adapters: Path = _setting(
+    adapters: Path = setting(
         Path("adapters"), "Folder of the adapters that are called by name.", kind=Path
     )
-    base_url: str | None = _setting(
+    base_url: str | None = setting(
         None, "An OpenAI-compatible endpoint that answers in place of our engine.", kind=str
     )
-    api_key: str | None = _setting(None, "Key of that endpoint.", kind=str, secret=True)
-    temperature: float = _setting(0.0, "Randomness of the answer.", minimum=0.0, maximum=2.0)
-    max_tokens: int = _setting(512, "Tokens of the answer, at most.", minimum=1, maximum=32768)
-    engine_idle_minutes: float = _setting(
+    api_key: str | None = setting(None, "Key of that endpoint.", kind=str, secret=True)
+    temperature: float = setting(0.0, "Randomness of the answer.", minimum=0.0, maximum=2.0)
+    max_tokens: int = setting(512, "Tokens of the answer, at most.", minimum=1, maximum=32768)
+    engine_idle_minutes: float = setting(
         30.0,
         "The engine stops after so long without a request.",
         minimum=0.1,
         maximum=10080.0,
         flag="--engine-idle",
     )
-    max_model_len: int = _setting(
+    max_model_len: int = setting(
         8192, "Tokens of question, frames and answer together.", minimum=256, maximum=131072
     )
-    dtype: str = _setting(
+    dtype: str = setting(
         "auto",
         "Numbers that the engine computes with.",
         choices=("auto", "bfloat16", "float16", "float32"),
     )
-    kvcache_gib: float = _setting(
+    kvcache_gib: float = setting(
         2.0, "The engine's cache on a CPU, in GiB.", minimum=0.1, maximum=1024.0
     )
-    gpu_memory_utilization: float = _setting(
+    gpu_memory_utilization: float = setting(
         0.85, "Share of the card's memory that the engine takes.", minimum=0.05, maximum=0.98
     )
-    hub: str = _setting(
+    hub: str = setting(
         "huggingface",
         "Where weights are looked for; none: folders only.",
         choices=("huggingface", "modelscope", "none"),
     )
-    host: str = _setting("127.0.0.1", "Address that the server listens on.")
-    port: int = _setting(8080, "Port that the server listens on; 0: any.", minimum=0, maximum=65535)
-    root_path: str | None = _setting(
+    host: str = setting("127.0.0.1", "Address that the server listens on.")
+    port: int = setting(8080, "Port that the server listens on; 0: any.", minimum=0, maximum=65535)
+    root_path: str | None = setting(
         None, "Path under which a proxy shows the server, like /vidqa.", kind=str
     )
-    follow_ups: str = _setting(
+    follow_ups: str = setting(
         "model",
         "Who makes a follow-up stand alone: the model, or the question before joined to it.",
         choices=("model", "join"),
     )
-    rate_limit: int = _setting(
+    rate_limit: int = setting(
         0, "Requests a minute of one key; 0: no limit.", minimum=0, maximum=1_000_000
     )
-    max_answers: int = _setting(
+    max_answers: int = setting(
         64, "Questions that the model is asked at once.", minimum=1, maximum=4096
     )
-    max_queue: int = _setting(
+    max_queue: int = setting(
         256, "Questions that may wait for their turn.", minimum=0, maximum=65536
     )
-    max_body_mib: int = _setting(
+    max_body_mib: int = setting(
         32, "Size of one request in MiB, uploads apart.", minimum=1, maximum=1024
     )
-    max_upload_gib: float = _setting(
+    max_upload_gib: float = setting(
         20.0, "Size of one uploaded video in GiB.", minimum=0.001, maximum=10240.0
     )
-    max_images: int = _setting(4, "Pictures in one request.", minimum=1, maximum=64)
-    max_image_megapixels: float = _setting(
+    max_images: int = setting(4, "Pictures in one request.", minimum=1, maximum=64)
+    max_image_megapixels: float = setting(
         64.0, "Size of one such picture, in millions of pixels.", minimum=0.01, maximum=1000.0
     )
-    media_hosts: str | None = _setting(
+    media_hosts: str | None = setting(
         None,
         "Hosts that pictures may be fetched from, HOST or HOST:PORT, with commas between.",
         kind=str,
         flag="--allow-media-host",
     )
-    server_names: str | None = _setting(
+    server_names: str | None = setting(
         None,
         "Names that the server is known by, with commas between; else, on loopback, localhost.",
         kind=str,
@@ -224,7 +177,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, one in SETTINGS.items():
-            _check_bounds(one, getattr(self, name), name)
+            check_bounds(one, getattr(self, name), name)
 
     @classmethod
     def load(
@@ -232,14 +185,16 @@ class Settings:
         config: str | None = None,
         flags: Mapping[str, object] | None = None,
         environ: Mapping[str, str] = os.environ,
+        others: Collection[str] = (),
     ) -> Settings:
         """The settings of one run; `config` is a profile's name or a YAML file.
 
-        Flags whose value is None were not given. Raises ConfigError: an unknown name (with the
-        nearest known one), a value out of its bounds, a file that cannot be read.
+        Flags whose value is None were not given. `others` are names in the file that are for
+        somebody else. Raises ConfigError: an unknown name (with the nearest known one), a value
+        out of its bounds, a file that cannot be read.
         """
         config = config or environ.get("VIDQA_CONFIG") or None
-        base = _for_this_machine() if config is None else _read_file(config)
+        base = _for_this_machine() if config is None else _read_file(config, others)
         chosen = {} if config in (None, *PROFILES) else base
         chosen = chosen | _read_environment(environ)
         chosen |= {
@@ -262,13 +217,12 @@ class Settings:
         return shown
 
 
-SETTINGS: dict[str, Field[Any]] = {one.name: one for one in fields(Settings) if one.metadata}
+SETTINGS: dict[str, Field[Any]] = table_of(Settings)
 
 
 def flag_of(name: str) -> str:
     """The flag of a setting on the command line: `max_frames` is `--frames`."""
-    flag: str | None = SETTINGS[name].metadata["flag"] if name in SETTINGS else None
-    return flag or "--" + name.replace("_", "-")
+    return flag_in(SETTINGS, name)
 
 
 def card_memory_gib() -> float | None:
@@ -289,26 +243,21 @@ def _for_this_machine() -> dict[str, Any]:
     return profile if memory >= LARGE_CARD_GIB else profile | {"model": SMALL_CARD_MODEL}
 
 
-def _read_file(config: str) -> dict[str, Any]:
-    import yaml
-
+def read_config(config: str) -> tuple[Path, dict[str, object]]:
+    """A profile's or a file's path, and what is written in it, unchecked."""
     path = _PROFILE_FOLDER / f"{config}.yaml" if config in PROFILES else Path(config).expanduser()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(
-            f"--config {config}: {reason}; name a YAML file or a profile: {', '.join(PROFILES)}"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}: line {mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML; write one `name: value` a line") from error
-    if not isinstance(content, dict | None):
-        raise ConfigError(f"{path}: holds no settings; write one `name: value` a line")
+    shown = config.replace("{", "{{").replace("}", "}}")
+    return path, read_yaml(
+        path, f"--config {shown}: {{}}; name a YAML file or a profile: {', '.join(PROFILES)}"
+    )
+
+
+def _read_file(config: str, others: Collection[str] = ()) -> dict[str, Any]:
+    path, content = read_config(config)
     return {
-        str(name): _convert(str(name), value, f"{path}: {name}")
-        for name, value in (content or {}).items()
+        name: _convert(name, value, f"{path}: {name}")
+        for name, value in content.items()
+        if name in SETTINGS or name not in others
     }
 
 
@@ -322,32 +271,10 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _convert(name: str, value: object, where: str) -> Any:
     """One value in its setting's type; `where` is how the user wrote its name."""
-    known = SETTINGS.get(name)
-    if known is None:
-        raise ConfigError(f"{where}: no such setting{_nearest(name, where)}")
-    if value is None and known.default is None:
-        return None
-    kind = known.metadata["kind"]
-    try:
-        converted = _CONVERTERS[kind](value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{where}: {value!r} is not {_KIND_NAMES[kind]}") from None
-    _check_bounds(known, converted, where)
+    if name not in SETTINGS and where.startswith(PREFIX):
+        raise ConfigError(f"{where}: no such setting; {nearest(name, SETTINGS, PREFIX)}")
+    converted = convert(SETTINGS, name, value, where)
     return resolve_bundled(converted) if isinstance(converted, str) else converted
-
-
-def _check_bounds(known: Field[Any], value: object, where: str) -> None:
-    bounds: Bounds = known.metadata["bounds"]
-    if not bounds.admit(value):
-        raise ConfigError(f"{where}: {value} is not allowed; {bounds} is")
-
-
-def _nearest(name: str, where: str) -> str:
-    close = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
-    if not close:
-        return f"; known are {', '.join(SETTINGS)}"
-    is_variable = where.startswith(PREFIX)
-    return f"; did you mean {PREFIX + close[0].upper() if is_variable else close[0]}?"
 
 
 def resolve_bundled(value: str) -> str:
@@ -359,46 +286,3 @@ def resolve_bundled(value: str) -> str:
     if name not in names:
         raise ConfigError(f"{value}: no such bundled model; there are {', '.join(names) or 'none'}")
     return str(_MODEL_FOLDER / name)
-
-
-def _to_bool(value: object) -> bool:
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    text = str(value).lower()
-    if text not in known:
-        raise ValueError(value)
-    return known[text]
-
-
-def _to_int(value: object) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError(value)
-    return int(value)  # type: ignore[call-overload, no-any-return]
-
-
-def _to_float(value: object) -> float:
-    if isinstance(value, bool):
-        raise ValueError(value)
-    number = float(value)  # type: ignore[arg-type]
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError(value)
-    return number
-
-
-def _to_text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(value)
-    return value
-
-
-def _to_path(value: object) -> Path:
-    return Path(value if isinstance(value, Path) else _to_text(value)).expanduser()
-
-
-_CONVERTERS = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_text, Path: _to_path}
-_KIND_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a folder",
-}

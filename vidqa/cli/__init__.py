@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
-from vidqa.cli import finetune_data  # noqa: F401  registers its commands
+from vidqa.cli import finetune_data, finetune_train  # noqa: F401  register their commands
 from vidqa.cli.adapters import adapters_app
 from vidqa.cli.engine import engine_app
 from vidqa.cli.ground import GROUND_SETTINGS, BoxFormat, ground, save_all

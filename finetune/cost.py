@@ -1,0 +1,92 @@
+"""What a training will take, told before it: the plan's numbers in the recipe's terms.
+
+A guess of the time: operations by the rule of two for each weight and token, at the rate at which
+this machine multiplies matrices, and what each layer costs however little there is to do.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from finetune.features import takes_features
+from finetune.model import Sketch, checkpoints_activations, precision_of
+from finetune.plan import Plan, Training, shape_of
+from finetune.recipe import Recipe
+from finetune.trainer import process_count, schedule_of
+
+# Of the rate of large matrix products, what training reaches; and seconds of a layer's kernels
+# and Python, forward and backward.
+_EFFICIENCY = 0.4
+_LAYER_SECONDS = {"cpu": 1.5e-3, "cuda": 0.6e-3}
+_SIDE = {"cpu": 512, "cuda": 4096}
+
+
+def training_of(recipe: Recipe) -> Training:
+    """What of a recipe decides its memory, on this machine."""
+    bf16 = precision_of(recipe) == "bf16"
+    return Training(
+        batch=recipe.batch,
+        weight_bytes=0.6 if recipe.qlora else 2.0 if bf16 and not recipe.full else 4.0,
+        trained_bytes=4.0,
+        compute_bytes=2.0 if bf16 else 4.0,
+        rank=0 if recipe.full else recipe.rank,
+        dropout=recipe.dropout > 0,
+        trains_vision=recipe.train_vision,
+        checkpointing=checkpoints_activations(recipe),
+    )
+
+
+def guess_seconds(plan: Plan, held_out: Plan, counted: Sketch, recipe: Recipe) -> float:
+    """How long the steps and evaluations will take on this machine, to within a factor of two."""
+    processes = process_count()
+    schedule = schedule_of(recipe, len(plan.used), processes)
+    rows = schedule.steps * recipe.batch * recipe.accumulation
+    evaluations = 1 + schedule.steps // schedule.eval_every if held_out.used else 0
+    seen_once = not recipe.train_vision and recipe.feature_gib > 0 and takes_features(counted)
+    language = counted.parameters["language"][1]
+    # Forward, and backward through frozen weights as well; their own gradients where all are
+    # trained, and forward again where activations are computed twice.
+    passes = (3 if recipe.full else 2) + checkpoints_activations(recipe)
+    trained_rows = min(rows, len(plan.used)) if seen_once else rows
+    judged_rows = len(held_out.used) * (1 if seen_once else evaluations) / processes
+    work = 2.0 * language * passes * _tokens(plan) * rows
+    work += 2.0 * language * _tokens(held_out) * len(held_out.used) * evaluations / processes
+    work += _seeing(plan, counted) * trained_rows + _seeing(held_out, counted) * judged_rows
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers = shape_of(counted.config).layers
+    batches = schedule.steps * recipe.accumulation * passes / 2
+    batches += evaluations * len(held_out.used) / recipe.batch / processes / 2
+    return work / _rate(device, recipe) + batches * layers * 2 * _LAYER_SECONDS[device]
+
+
+def _tokens(plan: Plan) -> float:
+    return _mean([one.measure.tokens for one in plan.used])
+
+
+def _seeing(plan: Plan, counted: Sketch) -> float:
+    """Operations of tower and merger for a row."""
+    patches = _mean([one.measure.patches for one in plan.used])
+    tokens = _mean([one.measure.media_tokens for one in plan.used])
+    tower, merger = (counted.parameters[part][1] for part in ("vision", "merger"))
+    return 2.0 * (tower * patches + merger * tokens)
+
+
+def _mean(values: list[int]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _rate(device: str, recipe: Recipe) -> float:
+    """Operations a second: a few products of large matrices, timed."""
+    dtype = torch.bfloat16 if precision_of(recipe) == "bf16" else torch.float32
+    one: Any = torch.randn(_SIDE[device], _SIDE[device], device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        one @ one
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return _EFFICIENCY * 2.0 * _SIDE[device] ** 3 / best

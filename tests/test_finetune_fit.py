@@ -1,0 +1,310 @@
+"""Training on encoded rows: the loss, the curve, what is kept and how a run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training_parts
+from conftest import REPOSITORY
+from torch.nn import functional
+from training_parts import PAD, StandIn, losses, new_model, run
+
+from finetune.dataset import IGNORE, collate
+from finetune.features import Seen, with_features
+from finetune.loss import answer_loss, answer_scores, label_places
+from finetune.model import component, load_base, parameter_groups, trainable
+from finetune.recipe import Recipe
+from finetune.run_folder import last_checkpoint, step_of
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def child(*arguments: str, **environ: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            str(REPOSITORY / "tests" / "training_parts.py"),
+            *arguments,
+        ],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {
+        name: weight.grad.clone()
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
+    model.zero_grad()
+    return found
+
+
+# ---------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("rows", [1, 3], ids=["one row", "a padded batch"])
+def test_logits_at_the_answers_alone_give_the_loss_and_gradients_of_all_logits(rows: int) -> None:
+    model = new_model(Recipe(dropout=0.0))
+    # A fresh adapter adds nothing, and half of its gradients are zero.
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05)
+    batch = collate([StandIn(rows)[at] for at in range(rows)], PAD)
+
+    loss = answer_loss(model, batch, tokens=4.0 * rows)
+    loss.backward()
+    ours = gradients(model)
+    full = model(**{name: one for name, one in batch.items() if name != "labels"}).logits
+    whole = functional.cross_entropy(
+        full[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE
+    )
+    whole.backward()
+    theirs = gradients(model)
+
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 0
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-6)
+
+
+def test_logits_are_made_where_a_label_follows_and_nowhere_else() -> None:
+    labels = torch.full((2, 9), IGNORE)
+    labels[0, 4:6] = 7
+    labels[1, 8] = 7
+    assert label_places(labels).tolist() == [3, 4, 7]
+
+
+def test_two_half_batches_add_up_to_the_gradients_of_one() -> None:
+    model = new_model(Recipe(dropout=0.0))
+    items = [StandIn(4)[at] for at in range(4)]
+    answer_loss(model, collate(items, PAD), tokens=16.0).backward()
+    whole = gradients(model)
+    for half in (items[:2], items[2:]):
+        answer_loss(model, collate(half, PAD), tokens=16.0).backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_row_without_an_answer_costs_nothing() -> None:
+    item = StandIn(1)[0]
+    item["labels"] = torch.full_like(item["labels"], IGNORE)
+    model = new_model(Recipe(dropout=0.0))
+    loss = answer_loss(model, collate([item], PAD), tokens=1.0)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+def test_an_evaluation_counts_tokens_row_by_row() -> None:
+    model = new_model(Recipe(dropout=0.0)).eval()
+    rows = StandIn(3)
+    together = answer_scores(model, collate([rows[0], rows[1], rows[2]], PAD))
+    alone = torch.cat([answer_scores(model, collate([rows[at]], PAD)) for at in range(3)])
+    assert together[:, 1].tolist() == [4, 4, 4]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- the model
+
+
+def test_weights_stored_in_float16_are_trained_in_float32() -> None:
+    stored = json.loads((training_parts.TINY / "config.json").read_text())["dtype"]
+    model = load_base(training_parts.TINY, Recipe())
+    assert stored == "float16"
+    assert {one.dtype for one in model.parameters()} == {torch.float32}
+
+
+def test_an_adapter_is_trained_in_the_language_layers_alone() -> None:
+    counts = trainable(new_model(Recipe()))
+    assert counts["language"][0] > 0
+    assert (counts["vision"][0], counts["merger"][0]) == (0, 0)
+
+
+def test_components_have_their_own_rates_and_only_matrices_decay() -> None:
+    recipe = Recipe(
+        train_vision=True,
+        full=True,
+        learning_rate=1e-3,
+        vision_learning_rate=2e-4,
+        merger_learning_rate=3e-5,
+        weight_decay=0.1,
+    )
+    groups = parameter_groups(new_model(recipe), recipe)
+    rates = {group["component"]: group["lr"] for group in groups}
+    assert rates == {"language": 1e-3, "vision": 2e-4, "merger": 3e-5}
+    for group in groups:
+        decays = {one.ndim > 1 for one in group["params"]}
+        assert decays == {group["weight_decay"] > 0}
+
+
+def test_training_vision_puts_adapters_on_tower_and_merger() -> None:
+    model = new_model(Recipe(train_vision=True))
+    named = [name for name, one in model.named_parameters() if one.requires_grad]
+    assert {component(name) for name in named} == {"language", "merger", "vision"}
+    assert not any("patch_embed" in name for name in named)
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from its start to its end."""
+    output = tmp_path_factory.mktemp("plain")
+    run(output)
+    return output
+
+
+def test_what_is_trained_on_is_learned(plain: Path) -> None:
+    curve = [loss for _, loss in losses(plain)]
+    assert curve[-1] < 0.7 * curve[0]
+
+
+def test_two_runs_with_one_seed_have_one_curve(plain: Path, tmp_path: Path) -> None:
+    run(tmp_path)
+    assert losses(tmp_path) == losses(plain)
+
+
+def test_another_seed_has_another_curve(plain: Path, tmp_path: Path) -> None:
+    run(tmp_path, seed=1)
+    assert losses(tmp_path) != losses(plain)
+
+
+def test_keeping_what_the_tower_saw_changes_nothing(plain: Path, tmp_path: Path) -> None:
+    run(tmp_path, feature_gib=0.0)
+    for (_, kept), (_, anew) in zip(losses(plain), losses(tmp_path), strict=True):
+        assert kept == pytest.approx(anew, rel=1e-4)
+
+
+def test_computing_activations_twice_changes_nothing(plain: Path, tmp_path: Path) -> None:
+    run(tmp_path, gradient_checkpointing="always", max_steps=2, warmup=0.0)
+    run(tmp_path / "kept", gradient_checkpointing="never", max_steps=2, warmup=0.0)
+    for (_, twice), (_, kept) in zip(losses(tmp_path), losses(tmp_path / "kept"), strict=True):
+        assert twice == pytest.approx(kept, rel=1e-4)
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(
+    plain: Path, tmp_path: Path
+) -> None:
+    killed = child(str(tmp_path), "{}", "--kill-at", "5")
+    killed.communicate(timeout=240)
+    assert killed.returncode == -9
+    checkpoint = last_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert step_of(checkpoint) == 4
+    broken = checkpoint.with_name("checkpoint-5")  # as a kill while it is written leaves one
+    broken.mkdir()
+    (broken / "optimizer.pt").write_bytes(b"half")
+
+    fitted = run(tmp_path)
+
+    assert fitted.step == 6
+    assert not broken.exists()
+    assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    for (_, gone_on), (_, unbroken) in zip(losses(tmp_path), losses(plain), strict=True):
+        assert gone_on == pytest.approx(unbroken, rel=0.01)
+
+
+def test_an_interrupt_leaves_a_checkpoint_of_the_step_in_hand(tmp_path: Path) -> None:
+    process = child(str(tmp_path), "{}", "--interrupt-at", "3")
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    told = json.loads(output.splitlines()[-1])
+    checkpoint = last_checkpoint(tmp_path)
+    assert told["stopped"]
+    assert checkpoint is not None
+    assert step_of(checkpoint) == told["step"] in (3, 4)
+
+
+def test_the_best_weights_are_kept(tmp_path: Path) -> None:
+    """Rates far too high: the loss falls, then rises."""
+    fitted = run(tmp_path, learning_rate=0.5, eval_steps=1, max_steps=5, warmup=0.0)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    judged = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    best = min((step for step in judged if step), key=judged.__getitem__)
+    assert fitted.best_step == best
+    assert fitted.trainer.evaluate()["eval_loss"] == pytest.approx(judged[best], rel=1e-4)
+
+
+def test_it_stops_early_when_the_held_out_loss_does_not_fall(tmp_path: Path) -> None:
+    fitted = run(tmp_path, learning_rate=1e-8, eval_steps=1, max_steps=40, patience=2, warmup=0.4)
+    assert fitted.ended_early
+    assert fitted.step < 40
+
+
+def test_two_processes_have_the_losses_of_one_with_their_rows_together(
+    plain: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = [
+        child(
+            str(tmp_path),
+            json.dumps({"batch": 1}),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(2)
+    ]
+    for one in children:
+        _, errors = one.communicate(timeout=240)
+        assert one.returncode == 0, errors
+    assert [step for step, _ in losses(tmp_path)] == [step for step, _ in losses(plain)]
+    for (_, two), (_, single) in zip(losses(tmp_path), losses(plain), strict=True):
+        assert two == pytest.approx(single, rel=0.01)
+
+
+# ---------------------------------------------------------------- kept features
+
+
+def test_a_row_is_encoded_and_looked_at_once() -> None:
+    model = new_model(Recipe())
+    rows = StandIn(2)
+    seen = Seen(rows, model, limit_bytes=1e9)
+    first = seen[0]
+    again = seen[0]
+    assert rows.asked == [0]
+    assert "pixel_values_videos" not in first
+    torch.testing.assert_close(first["video_features"], again["video_features"])
+
+
+def test_rows_beyond_the_memory_allowed_are_made_each_time() -> None:
+    rows = StandIn(2)
+    seen = Seen(rows, new_model(Recipe()), limit_bytes=10)
+    assert seen[0].keys() == seen[0].keys()
+    assert rows.asked == [0, 0]
+
+
+def test_features_stand_in_for_pixels() -> None:
+    model = new_model(Recipe()).eval()
+    rows = StandIn(2)
+    seen = Seen(rows, model, limit_bytes=1e9)
+    pixels = answer_scores(model, collate([rows[0], rows[1]], PAD))
+    features = answer_scores(model, with_features(collate([seen[0], seen[1]], PAD)))
+    torch.testing.assert_close(features, pixels, rtol=1e-4, atol=1e-4)

@@ -22,10 +22,12 @@ LAYERS = [
     {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following"},
-    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"},
-    {"finetune.formats", "finetune.layout"},
+    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
+    | {"finetune.metrics", "finetune.times"},
+    {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"},
     {"finetune.check", "finetune.media"},
-    {"finetune.dataset"},
+    {"finetune.answer_file", "finetune.dataset"},
+    {"finetune.infer"},
     {"finetune.plan", "finetune.recipe"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask", "clip_main"},

@@ -19,7 +19,8 @@ LAYERS = [
     {"children", "compat", "containers", "database", "engine_gate", "engine_log"}
     | {"engine_options", "picture_files"},
     {"pictures"},
-    {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
+    {"adapters", "adapter_weights"}
+    | {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}

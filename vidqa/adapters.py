@@ -1,0 +1,163 @@
+"""The folder of an adapter: what PEFT saves, and `adapter.json`, our card of it.
+
+    card = read(Path("adapters/birds"))
+    card.base_model, card.rank, card.look["max_frames"]
+
+    adapter_config.json         PEFT's: rank, alpha, targets, and what kind of LoRA it is
+    adapter_model.safetensors   PEFT's: the weights; what is in them is read by `adapter_weights`
+    adapter.json                ours: the base model, the look, data, versions and metrics
+
+An adapter from elsewhere has no `adapter.json` and is taken for what its adapter_config.json says.
+Nothing here loads a model or talks to an engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vidqa.errors import ModelError, UsageError
+
+CARD, CONFIG, WEIGHTS = "adapter.json", "adapter_config.json", "adapter_model.safetensors"
+
+# A name is the folder's, a model's name in the API, and part of one in the engine.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME_RULE = "letters, digits, dots, dashes and underscores, a letter or digit first"
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of training data: its name as given, and what was in it."""
+
+    file: str
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCard:
+    """What an adapter is, was made from, and how it wants to be shown videos.
+
+    `base_model` is the model as it was named in training, a name on the hub or a folder;
+    `base_digest` is `adapter_weights.base_digest` of its weights, empty where it is not known.
+    `targets` are module names or one regular expression, as PEFT has them. `look` is what of the
+    recipe decides pixels and prompt (`finetune.layout.Look` as a mapping: layout, cite, max_frames,
+    max_pixels, sample_fps). `metrics` has "before" and "after". `created` is a time in ISO form.
+    """
+
+    name: str
+    base_model: str
+    rank: int
+    alpha: float
+    targets: str | tuple[str, ...]
+    base_digest: str = ""
+    base_model_type: str = ""
+    look: Mapping[str, Any] = field(default_factory=dict)
+    box_family: str = ""
+    data: tuple[DataFile, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    trains_vision: bool = False
+    created: str = ""
+
+
+def check_name(name: str) -> str:
+    """The name, if an adapter may be called so. Raises UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"adapter name {name!r}: {NAME_RULE}")
+    return name
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter's configuration."""
+    return (folder / CONFIG).is_file()
+
+
+def write(folder: Path, card: AdapterCard) -> Path:
+    """Writes `adapter.json` beside PEFT's files, whole or not at all; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CARD
+    draft = path.with_name(f"{CARD}.{os.getpid()}")
+    draft.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def read(folder: Path) -> AdapterCard:
+    """The card of the adapter in a folder. Raises ModelError with what is wrong and where.
+
+    Rank, alpha and targets are those of adapter_config.json, which is what is served.
+    """
+    config = read_config(folder)
+    try:
+        served: dict[str, Any] = {
+            "rank": int(config["r"]),
+            "alpha": float(config["lora_alpha"]),
+            "targets": _targets(config["target_modules"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{folder / CONFIG}: no LoRA as PEFT saves it (r, lora_alpha and target_modules are "
+            f"needed: {type(error).__name__} {error}); save the adapter again with PEFT"
+        ) from error
+    told = _read_card(folder)
+    base = str(told.get("base_model") or config.get("base_model_name_or_path") or "")
+    name = str(told.get("name") or folder.absolute().name)
+    return AdapterCard(**told | served | {"name": name, "base_model": base})
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """The fields of `adapter.json` that we know; none where there is none."""
+    path = folder / CARD
+    if not path.exists():
+        return {}
+    content = _read_json(path)
+    known = {one.name for one in fields(AdapterCard)}
+    told = {name: value for name, value in content.items() if name in known}
+    try:
+        told["data"] = tuple(DataFile(**one) for one in told.get("data", ()))
+        for one in ("look", "versions", "metrics"):
+            told[one] = dict(told.get(one, {}))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not a card of vidqa's ({error}); {_mend(path)}") from error
+    for one in ("base_model", "base_digest", "base_model_type", "box_family", "created"):
+        if not isinstance(told.get(one, ""), str):
+            raise ModelError(f"{path}: {one} is {told[one]!r}, and text is wanted; {_mend(path)}")
+    return told
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """PEFT's adapter_config.json. Raises ModelError."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder; name the folder of a LoRA adapter")
+    if not is_adapter(folder):
+        raise ModelError(
+            f"{folder}: holds no {CONFIG}; name the folder of a LoRA adapter, as PEFT saves it"
+        )
+    return _read_json(folder / CONFIG)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON ({error}); {_mend(path)}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds no object; {_mend(path)}")
+    return content
+
+
+def _mend(path: Path) -> str:
+    what = "remove it to take the adapter for what PEFT says" if path.name == CARD else ""
+    return what or "save the adapter again with PEFT"
+
+
+def _targets(value: Any) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(sorted(map(str, value)))

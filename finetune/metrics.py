@@ -315,11 +315,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The same measure of base and adapter; `difference` is the adapter's minus the base's."""
+    """The same measure of base and adapter; `difference` is the adapter's minus the base's.
+
+    Where there is no adapter, there is the base's figure alone.
+    """
 
     base: Figure
-    adapter: Figure
-    difference: Figure
+    adapter: Figure | None = None
+    difference: Figure | None = None
 
 
 def figure(

@@ -131,7 +131,7 @@ def _task(row: Row, turn: int, expected: str) -> Task:
 
 
 def _things(row: Row, turn: int) -> Iterator[tuple[int, Thing]]:
-    """The boxes of an answer and the places of their media; a name is that of the boxes after it."""
+    """The boxes of an answer with the places of their media; a name is of the boxes after it."""
     label = ""
     for part in row.turns[turn].parts:
         if isinstance(part, Ref):

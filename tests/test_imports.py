@@ -25,7 +25,8 @@ LAYERS = [
     {"following"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
     | {"finetune.metrics", "finetune.times"},
-    {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"},
+    {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"}
+    | {"finetune.shelf"},
     {"finetune.check", "finetune.media"},
     {"finetune.answer_file", "finetune.dataset"},
     {"finetune.infer"},

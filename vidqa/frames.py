@@ -3,6 +3,7 @@
     for frame in Decoder(container, stream): ...      frame.seconds, frame.picture (YUV)
     Sampler(step_seconds).add(frame, starts_scene)    the frames to keep
     pictures_at(path, seconds)                        the pictures of one moment
+    sampled_pictures(path, start, end, step)          those that an ingest would keep of a stretch
 
 No more than a few decoded frames are alive at once, and one codec thread does the work: a
 process for each video uses the cores better. What a scene is, is decided elsewhere.
@@ -255,6 +256,88 @@ def pictures_at(path: str, seconds: Sequence[float]) -> list[Picture]:
                 scaler = Scaler(*size, "bgr24", fine())
             found[at] = encode_jpeg(scaler(picture))
     return [Picture(at, found[at]) for at in seconds]
+
+
+def picture(path: str, seconds: float) -> Picture:
+    """The picture on the screen at a time. Raises VideoError as `pictures_at` does."""
+    return pictures_at(path, [seconds])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The pictures kept of `[start, end)` of a video, in order of time, at least one.
+
+    `width` and `height` are the video's, in pixels as displayed. `end_seconds` is where the stretch
+    ends, at the latest where the video does.
+    """
+
+    pictures: tuple[Picture, ...]
+    width: int
+    height: int
+    end_seconds: float
+
+
+def sampled_pictures(
+    path: str, start_seconds: float, end_seconds: float | None, step_seconds: float
+) -> list[Picture]:
+    """The pictures that an ingest would keep of a stretch of a video; see `read_stretch`."""
+    return list(read_stretch(path, start_seconds, end_seconds, step_seconds).pictures)
+
+
+def read_stretch(
+    path: str, start_seconds: float, end_seconds: float | None, step_seconds: float
+) -> Stretch:
+    """The pictures that an ingest would keep if `[start, end)` were a scene; None: to the end.
+
+    They are those on the grid of the whole video, and others where there are fewer than three: see
+    `Sampler`. One forward pass from a keyframe at least one step before the start, as what is kept
+    from then on does not depend on what came before. A stretch so short that no frame begins in it
+    shows the one that is on the screen. Raises VideoError when the file cannot be read or ends
+    before the stretch begins.
+    """
+    end = math.inf if end_seconds is None else end_seconds
+    sampler = Sampler(step_seconds)
+    kept: list[Picture] = []
+    with open_before(path, max(0.0, start_seconds - step_seconds)) as (container, stream):
+        hair = hair_seconds(stream)
+        decoder = Decoder(container, stream)
+        camera = _Camera(stream)
+        inside, before = False, None
+        for frame in decoder:
+            if frame.seconds >= end - hair:
+                break
+            starts = not inside and frame.seconds >= start_seconds - hair
+            inside = inside or starts
+            chosen = sampler.add(frame, starts_scene=starts)
+            kept += [camera.picture(one) for one in chosen if one.seconds >= start_seconds - hair]
+            before = frame
+        else:
+            end = min(end, decoder.end_seconds)
+        if start_seconds >= end or before is None:
+            raise VideoError(
+                f"{shown(path)}: is over after {decoder.end_seconds:.1f} s; "
+                f"nothing is shown at {start_seconds:g} s"
+            )
+        kept += [camera.picture(one) for one in sampler.finish() if inside]
+        kept = kept or [camera.picture(before)]
+        width, height = camera.size
+    kept.sort(key=lambda one: one.seconds)
+    return Stretch(tuple(kept), width, height, end)
+
+
+class _Camera:
+    """Makes pictures of a stream's frames; the first one decides their size."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._stream = stream
+        self._scaler: Scaler | None = None
+        self.size = (0, 0)
+
+    def picture(self, frame: Frame) -> Picture:
+        if self._scaler is None:
+            self.size = displayed_size(frame.picture, self._stream.sample_aspect_ratio)
+            self._scaler = Scaler(*picture_size(*self.size), "bgr24", fine())
+        return Picture(frame.seconds, encode_jpeg(self._scaler(frame.picture)))
 
 
 def _shown_at(

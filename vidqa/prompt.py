@@ -120,6 +120,11 @@ def frames_part(jpegs: Sequence[bytes]) -> dict[str, Any]:
     return {"type": "video_url", "video_url": {"url": video_url(jpegs)}}
 
 
+def has_marker(text: str) -> bool:
+    """Whether a text cites anything, as in `The star is red [2].`"""
+    return _MARKER.search(text) is not None
+
+
 class CitationCheck:
     """A reply passes through as it streams, without the `[n]` that name no moment shown.
 

@@ -54,7 +54,7 @@ def select(
             "each must be at least 2, as the model reads frames in pairs"
         )
     best = [one for one in moments if one.frame_seconds][: max_frames // 2]
-    counts = _deal([len(one.frame_seconds) for one in best], max_frames, frames_per_moment)
+    counts = deal([len(one.frame_seconds) for one in best], max_frames, frames_per_moment)
     videos = list(dict.fromkeys(one.video_id for one in best))
     return sorted(
         ((one, spread(one.frame_seconds, count)) for one, count in zip(best, counts, strict=True)),
@@ -62,7 +62,7 @@ def select(
     )
 
 
-def _deal(available: Sequence[int], max_frames: int, frames_per_moment: int) -> list[int]:
+def deal(available: Sequence[int], max_frames: int, frames_per_moment: int) -> list[int]:
     """How many frames each moment gets: pairs in turn until the budget or the frames run out."""
     counts = [0] * len(available)
     limits = [min(one, frames_per_moment) for one in available]

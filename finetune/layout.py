@@ -14,17 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from finetune.rows import Boxed, Located, Media, Part, Ref, Row, Turn
 from vidqa import boxes, prompt
+from vidqa.boxes import Family
 from vidqa.errors import UsageError
 from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE
 from vidqa.types import Moment, Picture, ShownMoment
 from vidqa.vlm import in_plain_words
-
-if TYPE_CHECKING:
-    from vidqa.boxes import Family
 
 Layout = Literal["auto", "ask", "plain"]
 
@@ -144,9 +142,7 @@ class _Layout:
         if isinstance(part, str):
             return part
         if isinstance(part, Ref):
-            if role == "assistant" and self._family == "qwen2-vl":
-                return f"<|object_ref_start|>{part.text}<|object_ref_end|>"
-            return part.text
+            return boxes.write_ref(self._family, part.text) if role == "assistant" else part.text
         if isinstance(part, Boxed):
             return boxes.write_box(self._family, part.box, *self._sizes(part.media))
         if isinstance(part, Located):

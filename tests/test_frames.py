@@ -13,9 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.media import Format, make_film, number_of, numbered, shot, three_shots, truncate
+from vidqa import frames as frames_module
 from vidqa.containers import open_video, video_stream
 from vidqa.errors import VideoError
-from vidqa.frames import SCENE_FRAMES, Clock, Decoder, Frame, Sampler, pictures_at
+from vidqa.frames import (
+    SCENE_FRAMES,
+    Clock,
+    Decoder,
+    Frame,
+    Sampler,
+    pictures_at,
+    read_stretch,
+    sampled_pictures,
+)
 from vidqa.types import Picture
 
 
@@ -231,3 +241,60 @@ def shown_number(picture: Picture) -> int:
 def test_a_file_that_is_gone_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="there is no such file"):
         pictures_at(str(tmp_path / "gone.mp4"), [1.0])
+
+
+# The pictures of a stretch
+
+
+def kept_by_ingest(path: Path, step_seconds: float, start: float, end: float) -> list[float]:
+    """What the sampler keeps of a whole pass in which `[start, end)` is a scene."""
+    sampler = Sampler(step_seconds)
+    kept, inside = [], False
+    with open_video(str(path)) as container:
+        for frame in Decoder(container, video_stream(container)):
+            if frame.seconds >= end - 1e-3:
+                break
+            starts = not inside and frame.seconds >= start - 1e-3
+            inside = inside or starts
+            kept += sampler.add(frame, starts)
+        kept += sampler.finish()
+        return sorted(one.seconds for one in kept if one.seconds >= start - 1e-3)
+
+
+@pytest.mark.parametrize("step_seconds", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize(("start", "end"), [(0, 6), (0, 2.5), (2, 4), (3.7, 5.2), (4.1, 4.2)])
+@pytest.mark.parametrize("gop", [12, 250])
+def test_a_stretch_shows_what_an_ingest_keeps_of_it(
+    tmp_path: Path, step_seconds: float, start: float, end: float, gop: int
+) -> None:
+    film = make_film(tmp_path / "a.mp4", [numbered(6)], Format(options={"g": str(gop)}))
+    pictures = sampled_pictures(str(film.path), start, end, step_seconds)
+    expected = kept_by_ingest(film.path, step_seconds, start, end)
+    assert [one.seconds for one in pictures] == pytest.approx(expected, abs=1e-6)
+    assert pictures == pictures_at(str(film.path), [one.seconds for one in pictures])
+
+
+def test_a_stretch_without_an_end_goes_to_the_videos_own(tmp_path: Path) -> None:
+    stretch = read_stretch(str(three_shots(tmp_path / "a.mp4").path), 3.5, None, 1.0)
+    assert [one.seconds for one in stretch.pictures] == pytest.approx([3.5, 4.0, 5.0])
+    assert (stretch.width, stretch.height) == (160, 120)
+    assert stretch.end_seconds == pytest.approx(6.0)
+
+
+def test_a_stretch_between_two_frames_shows_the_one_on_the_screen(tmp_path: Path) -> None:
+    film = make_film(tmp_path / "a.mp4", [numbered(4)], frame_seconds=[0.0, 0.5, 3.0, 3.5])
+    (only,) = sampled_pictures(str(film.path), 1.0, 2.0, 1.0)
+    assert only == pictures_at(str(film.path), [only.seconds])[0]
+    assert only.seconds == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_stretch_after_the_end_is_an_error_that_tells_the_end(tmp_path: Path) -> None:
+    film = three_shots(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match=r"a\.mp4: is over after 6\.0 s; nothing is shown at 9 s"):
+        sampled_pictures(str(film.path), 9, 12, 1.0)
+
+
+def test_a_single_picture_is_that_of_its_time(tmp_path: Path) -> None:
+    film = make_film(tmp_path / "a.mp4", [numbered(6)])
+    jpeg = frames_module.picture(str(film.path), 2.0).jpeg
+    assert number_of(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)) == 48

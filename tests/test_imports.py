@@ -16,10 +16,11 @@ from conftest import REPOSITORY
 # parts of the long line come together in library, ingest, search and ask.
 LAYERS = [
     {"boxes", "errors", "types"},
-    {"children", "compat", "containers", "database", "engine_gate", "engine_log"}
+    {"adapters", "adapter_weights"}
+    | {"children", "compat", "containers", "database", "engine_gate", "engine_log"}
     | {"engine_options", "picture_files"},
     {"pictures"},
-    {"adapters", "adapter_weights"}
+    {"adapter_fit"}
     | {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following"},

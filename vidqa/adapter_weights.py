@@ -1,4 +1,4 @@
-"""What is in files of weights, read off their headers: names, shapes, a digest, zeros.
+"""What is in files of weights, read off their headers: names, shapes, a digest, numbers.
 
     base_digest(folder)              what identifies a base model, however its files are cut
     module_of("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")
@@ -6,6 +6,11 @@
 Safetensors files begin with a table of their tensors, so nothing here needs torch, and a model of
 gigabytes is identified in milliseconds. Modules are called by one name each, whatever version of
 transformers wrote them: `language_model.layers.0.mlp.up_proj`, `visual.blocks.0.attn.qkv`.
+
+vLLM 0.32 takes the names of adapters since transformers 4.52 (`model.language_model.layers...`) and
+those before (`model.layers...`, `visual...`), and passes over all others without a word. So what an
+engine is given is a copy under the names of today (`write_renamed`), and a module that the base
+does not have is an error before.
 """
 
 from __future__ import annotations
@@ -13,12 +18,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vidqa.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # What of each tensor goes into a digest: its beginning, its middle and its end.
 SAMPLE_BYTES = 1024
@@ -34,7 +44,15 @@ _PREFIXES = (
     ("model.", "language_model."),
     ("language_model.", "language_model."),
 )
-_LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\b.*$")
+# PEFT writes `lora_A.weight`; with the adapter's own name in it where a state was saved by hand.
+_PART = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+# Unsigned numbers of the same size, the mask of all bits but the sign, and that of the exponent.
+_BITS = {
+    "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7FFF_FFFF, 0x7F80_0000),
+    "F16": ("<u2", 0x7FFF, 0x7C00),
+    "BF16": ("<u2", 0x7FFF, 0x7F80),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +153,78 @@ def canonical(name: str) -> str:
     return name
 
 
+def lora_part(name: str) -> tuple[str, str] | None:
+    """The module that a tensor of an adapter changes, and "A" or "B"; None for another tensor."""
+    match = _PART.fullmatch(name.removeprefix("base_model.model."))
+    return (canonical(match["module"]), match["side"]) if match else None
+
+
 def module_of(name: str) -> str:
-    """The module that a tensor of an adapter changes."""
-    return canonical(_LORA.sub("", name.removeprefix("base_model.model.")))
+    """The module that a tensor of a base model belongs to."""
+    return canonical(name).rpartition(".")[0]
+
+
+def write_renamed(tensors: Sequence[Tensor], path: Path) -> None:
+    """Writes LoRA tensors of one file as another, under the names that vLLM takes."""
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for one in tensors:
+        part = lora_part(one.name)
+        assert part is not None, f"{one.name} is no part of a LoRA"
+        known = {"dtype": one.kind, "shape": one.shape, "data_offsets": [place, place + one.size]}
+        table[f"base_model.model.{_today(part[0])}.lora_{part[1]}.weight"] = known
+        place += one.size
+    header = json.dumps(table).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as written:
+        written.write(len(header).to_bytes(8, "little") + header)
+        for one in tensors:
+            with one.file.open("rb") as opened:
+                opened.seek(one.begin)
+                shutil.copyfileobj(_Bounded(opened, one.size), written)
+
+
+class _Bounded:
+    """The next `size` bytes of a file, as something to read from."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+def _today(module: str) -> str:
+    """A module's name in transformers since 4.52."""
+    inside = module.startswith(("language_model.", "visual."))
+    return f"model.{module}" if inside else module
+
+
+def is_zero(one: Tensor) -> bool:
+    """Whether a tensor holds nothing but zeros."""
+    return not _magnitudes(one).any()
+
+
+def is_finite(one: Tensor) -> bool:
+    """Whether a tensor holds neither infinities nor what is no number."""
+    exponent = _BITS[one.kind][2]
+    return not bool(((_magnitudes(one) & exponent) == exponent).any())
+
+
+def _magnitudes(one: Tensor) -> NDArray[np.unsignedinteger]:
+    """The bits of its numbers without their signs; numpy has no bfloat16. Raises ModelError."""
+    import numpy as np
+
+    if one.kind not in _BITS:
+        raise ModelError(
+            f"{one.file}: {one.name} is of type {one.kind}; allowed are {', '.join(_BITS)}"
+        )
+    kind, mask, _ = _BITS[one.kind]
+    with one.file.open("rb") as opened:
+        opened.seek(one.begin)
+        bits = np.frombuffer(opened.read(one.size), kind)
+    masked: NDArray[np.unsignedinteger] = bits & np.array(mask, kind)
+    return masked

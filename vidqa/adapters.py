@@ -8,7 +8,7 @@
     adapter.json                ours: the base model, the look, data, versions and metrics
 
 An adapter from elsewhere has no `adapter.json` and is taken for what its adapter_config.json says.
-Nothing here loads a model or talks to an engine.
+Whether vLLM can serve it, and on which base, is told by `adapter_fit`. Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -116,7 +117,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     if not path.exists():
         return {}
-    content = _read_json(path)
+    content = read_json(path)
     known = {one.name for one in fields(AdapterCard)}
     told = {name: value for name, value in content.items() if name in known}
     try:
@@ -139,10 +140,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{folder}: holds no {CONFIG}; name the folder of a LoRA adapter, as PEFT saves it"
         )
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a JSON file. Raises ModelError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -161,3 +163,45 @@ def _mend(path: Path) -> str:
 
 def _targets(value: Any) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(sorted(map(str, value)))
+
+
+# ---------------------------------------------------------------- finding and removing
+
+
+def names_in(folder: Path) -> list[str]:
+    """The adapters of a folder, in the order of their names."""
+    return sorted(one.name for one in folder.glob("*") if one.is_dir() and is_adapter(one))
+
+
+def find(given: str, folder: Path) -> Path:
+    """The folder of an adapter: of that name in `folder`, or a folder itself. Raises UsageError."""
+    if _NAME.fullmatch(given) and is_adapter(folder / given):
+        return folder / given
+    path = Path(given).expanduser()
+    if is_adapter(path):
+        return path
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(
+            f"{given}: holds no {CONFIG}; name the folder of a LoRA adapter, as PEFT saves it"
+        )
+    there = ", ".join(names_in(folder)) or "none"
+    raise UsageError(
+        f"{given}: no adapter of that name in {folder} (there are: {there}), and no folder of one"
+    )
+
+
+def remove(name: str, folder: Path) -> None:
+    """Deletes an adapter's folder with all that is in it. Raises UsageError for anything else.
+
+    What is deleted is a folder right below `folder` that holds an adapter, and never a link.
+    """
+    check_name(name)
+    path = folder / name
+    if path.is_symlink():
+        raise UsageError(f"{path} is a link; remove it yourself: rm {path}")
+    if not path.is_dir():
+        there = ", ".join(names_in(folder)) or "none"
+        raise UsageError(f"{name}: no adapter of that name in {folder} (there are: {there})")
+    if not is_adapter(path):
+        raise UsageError(f"{path}: holds no {CONFIG}, so it is left alone")
+    shutil.rmtree(path)

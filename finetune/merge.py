@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidqa.adapter_weights import base_digest, canonical, module_of
-from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, read, read_config
+from vidqa.adapter_fit import Servable, check_base, servable
+from vidqa.adapter_weights import base_digest, canonical, lora_part
+from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, read_config
 from vidqa.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -31,22 +32,6 @@ MERGED = "merged.json"
 # Weights in other forms, which would be stale beside the merged ones.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 _QUANTISED = re.compile(r"\.(?:qweight|qzeros|g_idx|weight_packed|absmax|quant_map|SCB)\b")
-
-# PEFT's settings that are more than B A, and when they are in use.
-_BEYOND: dict[str, Callable[[Any], bool]] = {
-    "use_dora": bool,
-    "lora_bias": bool,
-    "fan_in_fan_out": bool,
-    "modules_to_save": bool,
-    "trainable_token_indices": bool,
-    "target_parameters": bool,
-    "layer_replication": bool,
-    "bias": lambda value: value not in (None, "none"),
-    # These change the base model too, which is then not the one that is merged into.
-    "init_lora_weights": lambda value: (
-        isinstance(value, str) and re.match(r"(?i)pissa|olora|corda|loftq", value) is not None
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -74,10 +59,9 @@ def merge(
     files = sorted(base.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{base}: holds no *.safetensors to merge into")
-    card = read(adapter)
-    _check_base(card, base)
-    pairs = _pairs(adapter)
-    targets = _targets(pairs, files, base)
+    looked_through = servable(adapter)
+    check_base(looked_through, base, str(base))
+    targets = _targets(_pairs(looked_through), files, base)
     draft = output.with_name(f"{output.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -86,7 +70,9 @@ def merge(
             _write(file, draft / file.name, targets)
             on_file(done, len(files))
         _copy_rest(base, draft)
-        (draft / MERGED).write_text(json.dumps(_origin(card, base), indent=2) + "\n", "utf-8")
+        (draft / MERGED).write_text(
+            json.dumps(_origin(looked_through.card, base), indent=2) + "\n", "utf-8"
+        )
         if output.exists():
             output.rmdir()
         draft.replace(output)
@@ -94,16 +80,6 @@ def merge(
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return output
-
-
-def _check_base(card: AdapterCard, base: Path) -> None:
-    here = base_digest(base)
-    if card.base_digest and here != card.base_digest:
-        raise ModelError(
-            f"adapter {card.name} was trained on {card.base_model} (weights "
-            f"{card.base_digest[:8]}), and {base} holds others ({here[:8]}); name the model that "
-            "it was trained on"
-        )
 
 
 def _origin(card: AdapterCard, base: Path) -> dict[str, Any]:
@@ -119,51 +95,37 @@ def _origin(card: AdapterCard, base: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- the adapter
 
 
-def _pairs(adapter: Path) -> dict[str, _Pair]:
+def _pairs(adapter: Servable) -> dict[str, _Pair]:
     """What the adapter adds, by the module that it is added to."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_config(adapter)
-    _check_kind(adapter, config)
-    try:
-        tensors = load_file(adapter / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{adapter / WEIGHTS}: {error}; copy the adapter again") from error
+    config = read_config(adapter.folder)
+    if config.get("fan_in_fan_out"):
+        raise ModelError(
+            f"{adapter.folder / CONFIG}: fan_in_fan_out, for weights that lie across, which no "
+            "Qwen model has"
+        )
     halves: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"(.+)\.lora_([AB])\.(?:[^.]+\.)?weight", name)
-        if match is None or tensor.dim() != 2:
+    scales: dict[str, float] = {}
+    for name, tensor in load_file(adapter.folder / WEIGHTS).items():
+        part = lora_part(name)
+        if part is None or tensor.dim() != 2:
             raise ModelError(
-                f"{adapter / WEIGHTS}: {name}, {tuple(tensor.shape)}, is no part of a LoRA on a "
-                "linear layer, so it cannot be merged"
+                f"{adapter.folder / WEIGHTS}: {name}, {tuple(tensor.shape)}, is no part of a LoRA "
+                "on a linear layer, so it cannot be merged"
             )
-        halves.setdefault(match.group(1), {})[match.group(2)] = tensor
-    pairs = {}
-    for name, half in halves.items():
-        if len(half) != 2 or half["A"].shape[0] != half["B"].shape[1]:
-            raise ModelError(f"{adapter / WEIGHTS}: the two matrices of {name} are no pair")
-        rank = half["A"].shape[0]
-        pairs[module_of(name)] = _Pair(half["A"], half["B"], _scale(config, name, rank))
-    return pairs
-
-
-def _check_kind(adapter: Path, config: Mapping[str, Any]) -> None:
-    if config.get("peft_type", "LORA") != "LORA":
-        raise ModelError(f"{adapter / CONFIG}: peft_type is {config['peft_type']}; LORA is merged")
-    for name, in_use in _BEYOND.items():
-        if in_use(config.get(name)):
-            raise ModelError(
-                f"{adapter / CONFIG}: {name} is {config[name]!r}, which is more than LoRA adds to "
-                "a weight; train without it to merge"
-            )
+        module, side = part
+        halves.setdefault(module, {})[side] = tensor
+        if side == "A":
+            scales[module] = _scale(config, name.partition(".lora_")[0], tensor.shape[0])
+    return {module: _Pair(half["A"], half["B"], scales[module]) for module, half in halves.items()}
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
     """alpha / r, or alpha / sqrt(r) with rank stabilisation; PEFT may set alpha by module."""
     alpha = config.get("lora_alpha", 1)
     for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(?:.*\.)?(?:{pattern})$", name):
+        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name):
             alpha = own
             break
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -182,21 +144,20 @@ def _targets(pairs: Mapping[str, _Pair], files: list[Path], base: Path) -> dict[
             shapes |= {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
     if any(_QUANTISED.search(key) for key in shapes):
         raise ModelError(f"{base}: its weights are quantised; merge into the model they are from")
-    keys = {canonical(key.removesuffix(".weight")): key for key in shapes if key.endswith("weight")}
+    keys = {canonical(key): key for key in shapes}
     targets = {}
     for module, pair in pairs.items():
-        key = keys.get(module)
+        key = keys.get(f"{module}.weight")
         if key is None:
-            tied = " (it shares the embedding's weights)" if module == "lm_head" else ""
+            tied = "; it shares the embedding's weights" if module == "lm_head" else ""
             raise ModelError(
-                f"the adapter changes {module}, which {base} does not have{tied}; is it the model "
-                "that the adapter was trained on?"
+                f"the adapter changes {module}, which has no weights of its own in {base}{tied}"
             )
         wanted = (pair.b.shape[0], pair.a.shape[1])
         if shapes[key] != wanted:
             raise ModelError(
-                f"the adapter changes {module} of {wanted[0]} x {wanted[1]}, and in {base} it is "
-                f"{' x '.join(map(str, shapes[key]))}; is it the model that it was trained on?"
+                f"the adapter changes {module} as {wanted[0]} x {wanted[1]} numbers, and in {base} "
+                f"it is {' x '.join(map(str, shapes[key]))}"
             )
         targets[key] = pair
     return targets

@@ -15,12 +15,16 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
+from vidqa.cli import finetune_eval as _finetune_eval  # noqa: F401  registers its command
 from vidqa.cli.engine import engine_app
+from vidqa.cli.finetune import finetune_app
+from vidqa.cli.infer import INFER_SETTINGS, infer
 from vidqa.command import FAILED, Run, command_group, tell, verb
 from vidqa.errors import UsageError
 
 app = command_group(add_completion=False)
 app.add_typer(engine_app, name="engine")
+app.add_typer(finetune_app, name="finetune")
 
 Html = Annotated[
     Path | None,
@@ -239,6 +243,9 @@ def ask(
         seen = with_pictures(answer.moments, library, run.settings.max_frames)
         write_page(html, page(question, [of_answer(answer, seen)]))
         run.note(f"pictures: {html}")
+
+
+verb(*INFER_SETTINGS, group=app)(infer)
 
 
 @verb(group=app, name="ls")

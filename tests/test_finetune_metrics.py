@@ -20,7 +20,7 @@ from vidqa.boxes import Box
         ("A red star.", "red star"),
         ("The star is red [1].", "The star is red."),
         ("The star is red [1] [12]", "the star is RED"),
-        ("１２ 個", "12個"),
+        ("１２ 個", "12個"),  # noqa: RUF001
         ("红色。", "红 色"),
         ("星は 赤い", "星は赤い"),
         ("1,000", "1000"),

@@ -70,6 +70,7 @@ class FakeEndpoint:
     status: int = 200
     error: str = ""  # the message that goes with a status other than 200
     takes_video: bool = True
+    takes_unknown_fields: bool = True  # OpenAI's own endpoint refuses them
     counts_tokens: bool = True
     breaks_after: int | None = None  # closes the connection after so many pieces
     finish: str = "stop"
@@ -136,6 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(self.told.status, self.told.error)
         elif not self.told.takes_video and '"video_url"' in json.dumps(body):
             self._refuse(400, "Unknown part type: video_url")
+        elif not self.told.takes_unknown_fields and "skip_special_tokens" in body:
+            self._refuse(400, "Unrecognized request argument supplied: skip_special_tokens")
         elif self.told.raw is not None:
             self._answer(200, self.told.raw)
         else:

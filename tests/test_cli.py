@@ -25,7 +25,7 @@ from vidqa.command import Run, printable, verb
 from vidqa.config import SETTINGS, Settings
 from vidqa.errors import LibraryError, NothingFound
 
-VERBS = ["ingest", "search", "ask", "ls", "serve", "doctor", "demo", "eval"]
+VERBS = ["ingest", "search", "ask", "ground", "ls", "serve", "doctor", "demo", "eval"]
 ENGINE_VERBS = ["status", "start", "stop", "logs"]
 
 

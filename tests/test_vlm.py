@@ -74,6 +74,26 @@ def test_what_nobody_chose_of_the_sampling_is_left_to_the_endpoint() -> None:
     assert set(chosen.fields()) == {"max_tokens", "temperature", "top_p", "seed", "stop"}
 
 
+def test_control_tokens_are_asked_for_only_where_somebody_wants_them() -> None:
+    assert Sampling(skip_special_tokens=False).fields()["skip_special_tokens"] is False
+    assert "skip_special_tokens" not in Sampling().fields()
+
+
+@pytest.mark.parametrize("takes_video", [True, False])
+def test_an_endpoint_that_does_not_know_of_control_tokens_is_asked_without(
+    takes_video: bool,
+) -> None:
+    with (
+        FakeEndpoint(takes_unknown_fields=False, takes_video=takes_video) as endpoint,
+        VlmClient(endpoint.base_url) as client,
+    ):
+        for _ in range(2):
+            answer = "".join(client.stream(QUESTION, Sampling(skip_special_tokens=False)))
+            assert answer == "It is red [1]."
+        told = ["skip_special_tokens" in body for body in endpoint.requests]
+        assert told == [True] * (1 if takes_video else 2) + [False, False]
+
+
 def test_an_endpoint_that_keeps_the_line_open_after_its_end_mark_is_not_waited_for() -> None:
     with FakeEndpoint(lingers_seconds=60.0) as endpoint, VlmClient(endpoint.base_url) as client:
         started = time.monotonic()

@@ -279,7 +279,7 @@ def _clip(
     library: Library, options: AskOptions, video_id: str, start_seconds: float, end_seconds: float
 ) -> _Choice:
     """The scenes of a stretch of one video, cut to the stretch."""
-    video = _video(library, video_id)
+    video = find_video(library, video_id)
     spans = [
         (max(scene.start_seconds, start_seconds), min(scene.end_seconds, end_seconds))
         for scene in library.scenes(video_id)
@@ -297,7 +297,7 @@ def _clip(
 
 def _whole(library: Library, options: AskOptions) -> _Choice:
     """One video from end to end."""
-    video = _video(library, options.whole or "")
+    video = find_video(library, options.whole or "")
     every = library.frame_seconds(video.video_id, 0.0, float("inf"))
     stretches = whole(library.scenes(video.video_id), every, options.max_frames)
     return [
@@ -306,8 +306,11 @@ def _whole(library: Library, options: AskOptions) -> _Choice:
     ]
 
 
-def _video(library: Library, name: str) -> Video:
-    """The video of an id, a path, or a file name that only one video has."""
+def find_video(library: Library, name: str) -> Video:
+    """The video of an id, a path, or a file name that only one video has.
+
+    Raises UsageError when several have that name, NothingFound when none has.
+    """
     rows = library.videos()
     absolute = str(Path(name).expanduser().absolute())
     for fits in (

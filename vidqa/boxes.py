@@ -67,6 +67,11 @@ class Box:
     bottom: float
     unit: Unit = "fraction"
 
+    @property
+    def sides(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in its own unit."""
+        return self.left, self.top, self.right, self.bottom
+
     def as_fractions(self, width: float, height: float) -> Box:
         """The same box in fractions of the sides of a picture of that size, in pixels."""
         if self.unit == "fraction":
@@ -77,7 +82,7 @@ class Box:
     def as_pixels(self, width: float, height: float) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) in a picture of that size, in pixels that are not rounded."""
         if self.unit == "pixel":
-            return self.left, self.top, self.right, self.bottom
+            return self.sides
         one = self.as_fractions(width, height)
         return one.left * width, one.top * height, one.right * width, one.bottom * height
 
@@ -132,6 +137,24 @@ def resized(
             math.ceil(side * grow / factor) * factor for side in (width, height)
         )
     return new_width, new_height
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How a model sees pictures and writes boxes: its family, and the limits of its processor.
+
+    `factor` is the side of its visual token in pixels. Sizes count for qwen2.5-vl alone.
+    """
+
+    family: Family
+    factor: int = 28
+    min_pixels: int = MIN_PIXELS
+    max_pixels: int = MAX_PIXELS
+
+    def shown_size(self, width: int, height: int) -> Size:
+        """The size in which the model sees a picture that is sent in this size."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return resized(width, height, factor=self.factor, **limits)
 
 
 # ---------------------------------------------------------------- writing

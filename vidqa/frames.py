@@ -4,6 +4,7 @@
     Sampler(step_seconds).add(frame, starts_scene)    the frames to keep
     pictures_at(path, seconds)                        the pictures of one moment
     sampled_pictures(path, start, end, step)          those that an ingest would keep of a stretch
+    frame_at(path, seconds)                           one frame at full size
 
 No more than a few decoded frames are alive at once, and one codec thread does the work: a
 process for each video uses the cores better. What a scene is, is decided elsewhere.
@@ -32,10 +33,12 @@ from vidqa.pictures import Scaler, encode_jpeg, fine, picture_size
 from vidqa.types import Picture
 
 if TYPE_CHECKING:
+    import numpy as np
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+    from numpy.typing import NDArray
 
 # Frames of one timestamp are put this far apart; real ones, even of bursts, are farther.
 LEAST_STEP_SECONDS = 1e-4
@@ -338,6 +341,25 @@ class _Camera:
             self.size = displayed_size(frame.picture, self._stream.sample_aspect_ratio)
             self._scaler = Scaler(*picture_size(*self.size), "bgr24", fine())
         return Picture(frame.seconds, encode_jpeg(self._scaler(frame.picture)))
+
+
+@dataclass(frozen=True, slots=True)
+class FullFrame:
+    """One frame as it is displayed: uint8 (H, W, 3), RGB, upright; and as `pictures_at` has it."""
+
+    image: NDArray[np.uint8]
+    kept: Picture
+
+
+def frame_at(path: str, seconds: float) -> FullFrame:
+    """The frame on the screen at a time. Raises VideoError as `pictures_at` does."""
+    with open_before(path, seconds) as (container, stream):
+        for at, picture in _shown_at(container, stream, [seconds]):
+            size = displayed_size(picture, stream.sample_aspect_ratio)
+            image = Scaler(*size, "rgb24", fine())(picture)
+            small = Scaler(*picture_size(*size), "bgr24", fine())(picture)
+            return FullFrame(image, Picture(at, encode_jpeg(small)))
+    raise VideoError(f"{shown(path)}: has no frame at {seconds:g} s")
 
 
 def _shown_at(

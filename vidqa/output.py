@@ -20,16 +20,20 @@ from vidqa.prompt import clock, time_range
 from vidqa.types import Answer, Citation, FileReport, IngestReport, Moment
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from vidqa.demo.metrics import Figure
     from vidqa.doctor import Finding
+    from vidqa.ground import Grounded, Missing
     from vidqa.ingest import IngestProgress
     from vidqa.store import Failure, VideoRow
 
 _MILLISECONDS = 3  # decimal places of seconds
 _SCORE_DECIMALS = 4
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_PICTURE_QUALITY = 92  # of a JPEG
 
 
 def seconds(value: float) -> float:
@@ -71,6 +75,35 @@ def answer_json(answer: Answer) -> dict[str, object]:
             "frames": answer.usage.frames,
         },
         "timings_ms": {name: round(value, 1) for name, value in answer.timings_ms.items()},
+    }
+
+
+def grounded_json(grounded: Grounded, picture: Path | None) -> dict[str, object]:
+    """Sides are left, top, right, bottom; pixels are those of the video as it is displayed."""
+    from vidqa.drawing import pixels_of
+
+    still = grounded.still
+    video = still.video
+    whole = (video.width, video.height)
+    return {
+        **({} if grounded.citation is None else {"n": grounded.citation.n}),
+        "video": video.path,
+        "video_id": video.video_id,
+        "seconds": seconds(still.seconds),
+        "width": video.width,
+        "height": video.height,
+        "boxes": [
+            {
+                "phrase": one.phrase,
+                "label": one.label,
+                "fractions": [round(side, 4) for side in one.box.sides],
+                "pixels": list(pixels_of(one.box, *whole)),
+            }
+            for one in grounded.found
+        ],
+        "not_found": [{"phrase": one.phrase, "reply": one.reply} for one in grounded.missing],
+        "picture": None if picture is None else str(picture),
+        "model": grounded.model,
     }
 
 
@@ -248,6 +281,53 @@ def summary_line(report: IngestReport) -> str:
     frames = _count(sum(one.frames for one in fresh), "frame")
     speed = video_seconds / max(report.seconds_wall, 1e-3)
     return f"{line}, {scenes} and {frames} from {clock(video_seconds)} ({speed:.1f} x real time)"
+
+
+def grounded_lines(grounded: Grounded) -> list[str]:
+    from vidqa.drawing import pixels_of
+
+    video = grounded.still.video
+    rows = [
+        [*map(str, pixels_of(one.box, video.width, video.height)), one.phrase]
+        for one in grounded.found
+    ]
+    return columns([["left", "top", "right", "bottom", _where(grounded)], *rows])
+
+
+def missing_line(grounded: Grounded, missing: Missing) -> str:
+    said = f"the model said: {missing.reply}" if missing.reply else "the model said nothing"
+    return f"not found: {missing.phrase}, {_where(grounded)}; {said}"
+
+
+def _where(grounded: Grounded) -> str:
+    still = grounded.still
+    cited = "" if grounded.citation is None else f"[{grounded.citation.n}] "
+    return f"{cited}{name_of(still.video.path)} at {still.seconds:g} s"
+
+
+def picture_name(grounded: Grounded) -> str:
+    """The file in which a picture with boxes goes when nobody names one, without its folder."""
+    still = grounded.still
+    cited = "" if grounded.citation is None else f"-{grounded.citation.n}"
+    return f"{Path(still.video.path).stem}-{seconds(still.seconds):g}s{cited}.png"
+
+
+def check_picture(path: Path) -> None:
+    """Raises UsageError for a file that no picture can be written to, by its name."""
+    if path.suffix.lower() not in _PICTURE_SUFFIXES:
+        allowed = ", ".join(_PICTURE_SUFFIXES)
+        raise UsageError(f"--output {path}: a name that ends in one of {allowed} is allowed")
+
+
+def write_picture(path: Path, image: Image) -> None:
+    """Writes a picture in the form that its name says; its folder is made if need be."""
+    check_picture(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=_PICTURE_QUALITY)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"--output {path}: {reason}; name a file to write") from error
 
 
 def write_page(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from vidqa import boxes
 from vidqa.types import Citation, ShownMoment, TextSpan
 
 NOT_SHOWN = "Not in the moments shown."
@@ -109,6 +110,12 @@ def user_content(
         content += [frames_part([jpeg, jpeg]), text_part("\n")]
     content.append(text_part(f"Question: {' '.join(question.split())}"))
     return content
+
+
+def ground_messages(phrase: str, jpeg: bytes) -> list[dict[str, Any]]:
+    """Chat messages that ask where something is in a picture."""
+    content = [frames_part([jpeg, jpeg]), text_part(boxes.question(phrase))]
+    return [{"role": "user", "content": content}]
 
 
 def text_part(text: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@
 
 Text arrives piece by piece as the model writes it; who stops reading stops the model. Every way in
 which an endpoint can refuse, break off or talk nonsense becomes an `EndpointError` with the next
-step. Nothing is repaired or retried, but for one thing: an endpoint that takes no frame lists is
-asked once more with single images. What is asked is built in `prompt`; our own server is run by
+step. Nothing is repaired or retried, but for two things: an endpoint that takes no frame lists is
+asked once more with single images, and one that does not know vLLM's `skip_special_tokens` once
+more without it. What is asked is built in `prompt`; our own server is run by
 `engine`.
 """
 
@@ -41,6 +42,7 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 600.0
 
 _DRAIN_SECONDS = 1.0
+_SKIP = "skip_special_tokens"
 _MAX_REASON_CHARACTERS = 300
 # vLLM ends a stream like any other when its engine is told to end, or fails, in the middle of it.
 _UNFINISHED = (None, "abort", "error")
@@ -64,6 +66,8 @@ class Sampling:
     """How the answer is drawn, in OpenAI's terms; None and () leave it to the endpoint.
 
     `response_format` is OpenAI's object of that name, `user` is for the endpoint's own records.
+    `skip_special_tokens` is vLLM's and others': False keeps control tokens in the text, which is
+    where some models write boxes.
     """
 
     max_tokens: int = 512
@@ -73,6 +77,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     response_format: Mapping[str, Any] | None = None
     user: str | None = None
+    skip_special_tokens: bool | None = None
 
     def fields(self) -> dict[str, Any]:
         """What a request says of it."""
@@ -83,6 +88,7 @@ class Sampling:
             "stop": list(self.stop) or None,
             "response_format": self.response_format,
             "user": self.user,
+            _SKIP: self.skip_special_tokens,
         }
         return fields | {name: value for name, value in optional.items() if value is not None}
 
@@ -105,7 +111,7 @@ class AsyncVlmClient:
         read_seconds: float = READ_SECONDS,
     ) -> None:
         self._model = model
-        self._takes_video = True
+        self._takes_video = self._takes_skip = True
         try:
             # The address is in error texts and in httpx's log: without the password it may hold.
             self.base_url, password = _without_password(base_url.rstrip("/"))
@@ -172,25 +178,30 @@ class AsyncVlmClient:
     async def _reply_events(
         self, messages: Sequence[Mapping[str, Any]], sampling: Sampling, model: str | None
     ) -> AsyncGenerator[_Event, None]:
-        messages = in_plain_words(messages)
         body = {
             "model": model or await self.model(),
-            "messages": messages,
+            "messages": in_plain_words(messages),
             **sampling.fields(),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if self._takes_video:
+        while True:  # once, and once more for each thing that it turns out not to take
             try:
-                async with aclosing(self._posted(body)) as events:
+                async with aclosing(self._posted(self._as_taken(body))) as events:
                     async for event in events:
                         yield event
                 return
             except _NoVideo:
                 self._takes_video = False
-        async with aclosing(self._posted(body | {"messages": as_images(messages)})) as events:
-            async for event in events:
-                yield event
+            except _NoSkip:
+                self._takes_skip = False
+
+    def _as_taken(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request without what this endpoint is known not to take."""
+        taken = {name: value for name, value in body.items() if name != _SKIP or self._takes_skip}
+        if not self._takes_video:
+            taken["messages"] = as_images(body["messages"])
+        return taken
 
     async def _posted(self, body: Mapping[str, Any]) -> AsyncGenerator[_Event, None]:
         begun = finished = False
@@ -253,6 +264,8 @@ class AsyncVlmClient:
                 "smaller ones (--max-pixels), or let the model take more (max_model_len)",
                 refused=True,
             )
+        if status in (400, 422) and _SKIP in reason and _SKIP in body:
+            raise _NoSkip
         if status in (400, 415, 422) and "video" in reason.lower() and _holds_video(body):
             raise _NoVideo
         refused = status in (400, 422)
@@ -402,6 +415,10 @@ async def _end_tasks() -> None:
 
 class _NoVideo(Exception):
     """The endpoint takes no `video_url`."""
+
+
+class _NoSkip(Exception):
+    """The endpoint takes no `skip_special_tokens`; OpenAI's refuses what it does not know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@
 
 Weights are fetched here and not by the engine, which therefore needs no network, and so that a
 failure says which model was wanted, where it was looked for and what the ways out are. Only weights
-in safetensors and the texts beside them are fetched: no pickles, no code. Nothing is loaded here.
+in safetensors and the texts beside them are fetched: no pickles, no code. Nothing is loaded here;
+of how a model sees, `sight` tells what the texts say.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from vidqa.boxes import Family, Sight, family_of
 from vidqa.errors import MissingExtra, ModelError
 
 Hub = Literal["huggingface", "modelscope", "none"]
@@ -73,6 +75,46 @@ def _missing_weights(folder: Path) -> str:
         if not (folder / name).is_file():
             return str(name)
     return "" if wanted or any(folder.glob("*.safetensors")) else "*.safetensors"
+
+
+def sight(folder: Path, family: Family | None = None) -> Sight:
+    """How the model in a folder sees pictures and writes boxes, by its configuration.
+
+    `family` is that of a model whose type does not tell it. Raises UsageError when its type is not
+    known for boxes, ModelError when its configuration cannot be read.
+    """
+    if family is None:
+        config = _read_json(folder / "config.json")
+        if config is None or not isinstance(config.get("model_type"), str):
+            raise ModelError(f"{folder / 'config.json'}: names no model_type; {_ways_out()}")
+        family = family_of(config["model_type"])
+    found = Sight(family)
+    # Frames go as a video, so the video's processor counts; where transformers looks for it.
+    nested = _read_json(folder / "processor_config.json") or {}
+    processor = nested.get("video_processor")
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        processor = processor or _read_json(folder / name)
+    if not isinstance(processor, dict):
+        return found
+    size = processor.get("size") or {}
+    patch, merge = processor.get("patch_size") or 14, processor.get("merge_size") or 2
+    return Sight(
+        found.family,
+        factor=int(patch * merge),
+        min_pixels=processor.get("min_pixels") or size.get("shortest_edge") or found.min_pixels,
+        max_pixels=processor.get("max_pixels") or size.get("longest_edge") or found.max_pixels,
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """The object in a file, or None where there is none."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}") from error
+    return value if isinstance(value, dict) else None
 
 
 def _fetch_huggingface(name: str, revision: str | None, on_stage: Callable[[str], None]) -> Path:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vidqa.ask import AskOptions
+    from vidqa.boxes import Sight
     from vidqa.embed import Embedder
     from vidqa.engine import EngineOptions
     from vidqa.ingest import IngestOptions
@@ -179,6 +180,37 @@ def connect(settings: Settings, on_stage: OnStage = lambda stage: None) -> VlmCl
 
     found = endpoint(settings, on_stage)
     return VlmClient(found.base_url, found.api_key, found.model)
+
+
+def sight(settings: Settings, family: str | None = None) -> Sight:
+    """How the model that answers sees pictures and writes boxes; see `boxes`.
+
+    Our engine's model tells it in its configuration. Of the user's endpoint only names are known:
+    that of the model, asked of the endpoint where none was given. `family` overrules both. Raises
+    UsageError when nothing tells the family.
+    """
+    from vidqa.boxes import FAMILIES, Sight, family_in_name
+
+    chosen = next((one for one in FAMILIES if one == family), None)
+    if family is not None and chosen is None:
+        raise UsageError(f"--box-format {family}: one of {', '.join(FAMILIES)} is allowed")
+    if not settings.base_url:
+        from vidqa.engine import check_vllm
+        from vidqa.weights import find_weights
+        from vidqa.weights import sight as of_folder
+
+        check_vllm()
+        return of_folder(find_weights(settings.model, settings.hub), chosen)
+    if chosen is None:
+        with connect(settings) as client:
+            name = client.model
+        chosen = family_in_name(name)
+        if chosen is None:
+            raise UsageError(
+                f"how {name} writes boxes cannot be told from its name; "
+                f"say it with --box-format: {', '.join(FAMILIES)}"
+            )
+    return Sight(chosen)
 
 
 def question_images(

@@ -19,6 +19,7 @@ from vidqa.cli import finetune_eval as _finetune_eval  # noqa: F401  registers i
 from vidqa.cli.engine import engine_app
 from vidqa.cli.finetune import finetune_app
 from vidqa.cli.infer import INFER_SETTINGS, infer
+from vidqa.cli.ground import GROUND_SETTINGS, BoxFormat, ground, save_all
 from vidqa.command import FAILED, Run, command_group, tell, verb
 from vidqa.errors import UsageError
 
@@ -199,6 +200,15 @@ def ask(
             "--whole", metavar="VIDEO", help="Show this whole video, evenly sampled; no search."
         ),
     ] = None,
+    ground: Annotated[
+        bool,
+        typer.Option("--ground", help="Draw boxes around what is asked about in cited frames."),
+    ] = False,
+    phrases: Annotated[
+        list[str],
+        typer.Option("--phrase", metavar="PHRASE", help="Draw boxes around this instead."),
+    ] = [],  # noqa: B006
+    box_format: BoxFormat = None,
     html: Html = None,
     stream: Annotated[
         bool,
@@ -212,40 +222,55 @@ def ask(
     vidqa ask "What is on the table?" --video '*kitchen*' --html answer.html
     vidqa ask "Sum up this lecture." --whole lecture.mp4 --frames 32
     vidqa ask "Is it raining?" --base-url http://127.0.0.1:8000/v1
+    vidqa ask "Who opens the door?" --ground           and show the door; or: --phrase "the man"
 
     The first question starts vLLM, which takes a minute or more; it is then kept warm.
     """
     from vidqa.ask import ask as answer_question
+    from vidqa.ground import GroundOptions, ground_answer, phrase_of, with_boxes
     from vidqa.output import answer_json, citation_lines, write_page
     from vidqa.report import of_answer, page
     from vidqa.types import Filters
     from vidqa.wiring import ask_options, connect, open_library, question_images, with_pictures
+    from vidqa.wiring import sight as sight_of
 
     options = ask_options(run.settings, filters=Filters(video=video), where=where, whole=whole)
+    sight = sight_of(run.settings, box_format) if ground or phrases else None
+    client = functools.cache(lambda: connect(run.settings, run.note))
     library, embedder = open_library(run.settings, on_demand=whole is not None)
     streams = stream and not run.json and sys.stdout.isatty()
     answer = answer_question(
         question,
         library,
         embedder,
-        lambda: connect(run.settings, run.note),
+        client,
         options,
         images=question_images(images, run.settings, embedder.spec),
         on_text=run.write if streams else None,
     )
-    if run.json:
-        run.emit(answer_json(answer))
-    else:
+    if not run.json:
         run.say("" if streams else answer.answer)
         if answer.citations:
             run.say("\n" + "\n".join(citation_lines(answer.citations)))
+    grounded, boxes = [], {}
+    if sight is not None:
+        about = phrases or [phrase_of(question, answer.answer)]
+        how = GroundOptions(max_pixels=run.settings.max_pixels)
+        grounded = list(ground_answer(answer, about, library, client, sight, how))
+        boxes = {"ground": save_all(run, grounded)}
+        if not grounded:
+            run.note("no boxes: the answer cites no moment, or names nothing to look for")
+    if run.json:
+        run.emit(answer_json(answer) | boxes)
     if html is not None:
         seen = with_pictures(answer.moments, library, run.settings.max_frames)
+        seen = with_boxes(seen, grounded)
         write_page(html, page(question, [of_answer(answer, seen)]))
         run.note(f"pictures: {html}")
 
 
 verb(*INFER_SETTINGS, group=app)(infer)
+verb(*GROUND_SETTINGS, group=app)(ground)
 
 
 @verb(group=app, name="ls")

@@ -28,7 +28,8 @@ LAYERS = [
     | {"finetune.metrics", "finetune.times"},
     {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"}
     | {"finetune.shelf"},
-    {"finetune.check", "finetune.media"},
+    {"finetune.identity", "finetune.media"},
+    {"finetune.check", "finetune.split"},
     {"finetune.answer_file", "finetune.dataset"},
     {"finetune.infer"},
     {"finetune.plan", "finetune.recipe"},
@@ -60,7 +61,9 @@ def modules() -> list[str]:
 
 def known_as(module: str) -> str:
     """The name in the table: a folder that is one noun stands there as a whole."""
-    return next((known for known in (module, module.split(".")[0]) if known in LEVEL), module)
+    parts = module.split(".")
+    names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((name for name in names if name in LEVEL), module)
 
 
 def file_of(module: str) -> Path:

@@ -15,11 +15,11 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
-from vidqa.cli import finetune_eval as _finetune_eval  # noqa: F401  registers its command
+from vidqa.cli import finetune_data, finetune_eval  # noqa: F401  they register their commands
 from vidqa.cli.engine import engine_app
 from vidqa.cli.finetune import finetune_app
-from vidqa.cli.infer import INFER_SETTINGS, infer
 from vidqa.cli.ground import GROUND_SETTINGS, BoxFormat, ground, save_all
+from vidqa.cli.infer import INFER_SETTINGS, infer
 from vidqa.command import FAILED, Run, command_group, tell, verb
 from vidqa.errors import UsageError
 

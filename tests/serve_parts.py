@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def served(
     keys: Keys | None = None,
     connect: Callable[..., Endpoint] | None = None,
     pictures: Pictures | None = None,
-    adapters: tuple[str, ...] = (),
+    adapters: Mapping[str, Mapping[str, Any]] | None = None,
     wait: bool = True,
     **settings: object,
 ) -> Iterator[Served]:

@@ -195,6 +195,64 @@ def test_another_idle_time_does_not(options: EngineOptions, folder: Path) -> Non
     assert start(options, folder).pid == start(other, folder).pid
 
 
+# ---------------------------------------------------------------- with adapters and without
+
+
+def test_an_engine_with_adapters_serves_those_who_want_none(
+    options: EngineOptions, folder: Path
+) -> None:
+    first = start(options.allowing(16), folder)
+    assert first.adapters == folder / "adapters"
+    assert start(options, folder) == first
+
+
+def test_one_without_is_started_anew_once_for_those_who_want_some(
+    options: EngineOptions, folder: Path
+) -> None:
+    first = start(options, folder)
+    assert first.adapters is None
+    stages: list[str] = []
+    second = start(options.allowing(16), folder, stages)
+    assert stages[0].startswith("ending the engine that serves tiny (no adapters")
+    assert second.pid != first.pid
+    assert start(options.allowing(8), folder).pid == second.pid
+
+
+def test_a_larger_rank_or_the_vision_tower_starts_one_that_allows_both(
+    options: EngineOptions, folder: Path
+) -> None:
+    start(options.allowing(16), folder)
+    start(options.allowing(64), folder)
+    third = start(options.allowing(8, tower_lora=True), folder)
+    found = engine.status(folder)
+    assert found is not None
+    assert (found.lora_rank, found.tower_lora) == (64, True)
+    assert start(options.allowing(64), folder).pid == third.pid
+
+
+def test_what_took_the_place_of_another_model_allows_no_more_than_it_must(
+    options: EngineOptions, folder: Path
+) -> None:
+    start(options.allowing(64), folder)
+    other = EngineOptions(model=options.model, max_model_len=4096)
+    assert start(other, folder).adapters is None
+
+
+def test_copies_of_adapters_go_with_the_engine_that_had_them(
+    options: EngineOptions, folder: Path
+) -> None:
+    start(options.allowing(16), folder)
+    (folder / "adapters" / "x").mkdir(parents=True)
+    engine.stop(folder)
+    start(options.allowing(16), folder)
+    assert not (folder / "adapters").exists()
+
+
+def test_who_only_looks_for_an_engine_starts_none(options: EngineOptions, folder: Path) -> None:
+    assert engine.running(folder) is None
+    assert start(options, folder) == engine.running(folder)
+
+
 # ---------------------------------------------------------------- dead, hung, idle
 
 
@@ -389,12 +447,36 @@ def test_no_frame_of_a_long_moment_is_dropped(options: EngineOptions) -> None:
     assert '--media-io-kwargs {"video": {"num_frames": 768}}' in flags_of(options)
 
 
-def test_adapters_are_named_at_the_start_and_never_at_run_time(options: EngineOptions) -> None:
-    assert "--enable-lora" not in flags_of(options)
-    flags = flags_of(EngineOptions(model="m", adapters=(("mine", "/a"),), max_lora_rank=16))
-    assert "--enable-lora --max-lora-rank 16 --lora-modules mine=/a" in flags
-    environment = server_environment("k", {}, on_cpu=True)
-    assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
+def test_adapters_are_loaded_where_they_are_asked_for_and_from_one_folder_alone(
+    options: EngineOptions,
+) -> None:
+    assert "lora" not in flags_of(options)
+    flags = flags_of(options.allowing(8))
+    assert "--enable-lora --max-lora-rank 16 --max-loras 4 --max-cpu-loras 16" in flags
+    assert "--lora-modules" not in flags
+    closed = server_environment("k", {"VLLM_LORA_RESOLVER_CACHE_DIR": "/"}, on_cpu=True)
+    assert closed["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
+    assert closed["ENGINE_ADAPTERS"] == ""
+    assert "VLLM_LORA_RESOLVER_CACHE_DIR" not in closed
+    opened = server_environment("k", {}, on_cpu=True, adapters=Path("/r/adapters"))
+    assert opened["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert opened["ENGINE_ADAPTERS"] == "/r/adapters"
+
+
+def test_the_vision_tower_is_open_to_adapters_only_when_one_wants_it(
+    options: EngineOptions,
+) -> None:
+    assert "--enable-tower-connector-lora" not in flags_of(options.allowing(8))
+    assert "--enable-tower-connector-lora" in flags_of(options.allowing(8, tower_lora=True))
+
+
+@pytest.mark.parametrize(
+    ("rank", "served"), [(0, 0), (1, 16), (16, 16), (17, 32), (64, 64), (257, 320), (512, 512)]
+)
+def test_a_rank_is_served_by_the_next_that_vllm_knows(
+    options: EngineOptions, rank: int, served: int
+) -> None:
+    assert options.allowing(rank).lora_rank == served
 
 
 def test_a_card_gets_a_share_of_memory_and_a_cpu_a_size(options: EngineOptions) -> None:
@@ -424,7 +506,10 @@ def test_vllm_that_is_not_installed_is_an_error_with_the_command(
 def test_the_state_names_no_secret_but_the_key(options: EngineOptions, folder: Path) -> None:
     start(options, folder)
     state = json.loads((folder / "engine.json").read_text())
-    assert set(state) == {"port", "api_key", "model", "digest", "started_at", "idle_minutes"}
+    assert set(state) == {
+        "port", "api_key", "model", "digest", "started_at", "idle_minutes", "lora_rank",
+        "tower_lora",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vidqa.engine_gate import HUNG_SECONDS, IN_FLIGHT, ROUTES, Activity, Gate
+from vidqa.engine_gate import (
+    ADAPTER_ROUTES,
+    HUNG_SECONDS,
+    IN_FLIGHT,
+    LOAD_BYTES,
+    ROUTES,
+    Activity,
+    Gate,
+)
 from vidqa.vlm import READ_SECONDS
 
 KEY = {"authorization": "Bearer right"}
@@ -30,16 +40,30 @@ def gate(monkeypatch: pytest.MonkeyPatch, activity: Activity) -> Gate:
     return Gate(everything, activity)
 
 
-def asked(gate: Gate, method: str, path: str, headers: dict[str, str], kind: str = "http") -> Any:
+def asked(
+    gate: Gate,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    kind: str = "http",
+    body: bytes = b"",
+) -> Any:
     """The first message that the gate sends back."""
     sent: list[Any] = []
+    pieces = [body[:5], body[5:]]
+
+    async def receive() -> Any:
+        if not pieces:
+            return {"type": "http.disconnect"}
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": kind, "method": method, "path": path, "headers": pairs}
-    asyncio.run(gate(scope, None, send))
+    asyncio.run(gate(scope, receive, send))
     return sent[0]
 
 
@@ -61,7 +85,7 @@ def test_no_route_is_open_without_it(
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/v1/load_lora_adapter"),
+        *sorted(ADAPTER_ROUTES),
         ("GET", "/metrics"),
         ("POST", "/tokenize"),
         ("POST", "/v1/completions"),
@@ -75,6 +99,71 @@ def test_no_route_is_open_without_it(
 )
 def test_every_other_route_is_shut_even_with_the_key(gate: Gate, method: str, path: str) -> None:
     assert asked(gate, method, path, KEY)["status"] == 404
+
+
+# ---------------------------------------------------------------- adapters
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, activity: Activity) -> Gate:
+    """The gate of an engine that may load what lies in `adapters`."""
+    monkeypatch.setenv("VLLM_API_KEY", "right")
+    monkeypatch.setenv("ENGINE_ADAPTERS", str(tmp_path / "adapters"))
+    (tmp_path / "adapters" / "birds").mkdir(parents=True)
+    return Gate(everything, activity)
+
+
+def load(gate: Gate, path: object, key: dict[str, str] = KEY) -> int:
+    body = json.dumps({"lora_name": "birds", "lora_path": path}).encode()
+    return int(asked(gate, "POST", "/v1/load_lora_adapter", key, body=body)["status"])
+
+
+def test_an_adapter_is_loaded_from_the_engines_own_folder(loading: Gate, tmp_path: Path) -> None:
+    assert load(loading, str(tmp_path / "adapters" / "birds")) == 200
+    assert asked(loading, "POST", "/v1/unload_lora_adapter", KEY)["status"] == 200
+
+
+@pytest.mark.parametrize("method_path", sorted(ADAPTER_ROUTES))
+def test_adapters_want_the_key_as_well(loading: Gate, method_path: tuple[str, str]) -> None:
+    assert asked(loading, *method_path, {})["status"] == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc", "adapters/birds", "owner/name", "~/birds", "", None, 5, ["x"],
+     "{folder}", "{folder}/birds/../../other", "{folder}/birds/deeper", "{folder}/link"],
+)  # fmt: skip
+def test_an_adapter_from_elsewhere_is_not_loaded(
+    loading: Gate, tmp_path: Path, path: object
+) -> None:
+    folder = tmp_path / "adapters"
+    (tmp_path / "other").mkdir()
+    (folder / "link").symlink_to(tmp_path / "other")
+    if isinstance(path, str):
+        path = path.format(folder=folder)
+    assert load(loading, path) == 403
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"lora_name": "x"}', b" " * 2 * LOAD_BYTES])
+def test_a_body_that_names_no_path_loads_nothing(loading: Gate, body: bytes) -> None:
+    status = asked(loading, "POST", "/v1/load_lora_adapter", KEY, body=body)["status"]
+    assert status == 403
+
+
+def test_the_body_that_was_looked_at_reaches_vllm_whole(
+    monkeypatch: pytest.MonkeyPatch, loading: Gate, tmp_path: Path
+) -> None:
+    heard: list[Any] = []
+
+    async def hears(scope: Any, receive: Any, send: Any) -> None:
+        heard.append(await receive())
+        await everything(scope, receive, send)
+
+    loading._app = hears
+    place = str(tmp_path / "adapters" / "birds")
+    load(loading, place)
+    assert json.loads(heard[0]["body"])["lora_path"] == place
+    assert not heard[0]["more_body"]
 
 
 def test_a_websocket_is_closed(gate: Gate) -> None:

@@ -18,12 +18,12 @@ LAYERS = [
     {"errors", "types"},
     {"adapters", "adapter_weights", "boxes"}
     | {"children", "compat", "containers", "database", "engine_gate", "engine_log"}
-    | {"engine_options", "picture_files"},
-    {"drawing", "pictures"},
+    | {"picture_files"},
+    {"drawing", "engine_options", "pictures"},
     {"adapter_fit"}
     | {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
-    {"following"},
+    {"engine_adapters", "following"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
     | {"finetune.metrics", "finetune.times"},
     {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"}

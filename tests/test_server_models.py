@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         served(
             libraries,
             endpoint.base_url,
-            adapters=("tuned",),
+            adapters={"tuned": {}},
             connect=lambda tell: Endpoint(endpoint.base_url, None, "fake-vl"),
         ) as running,
     ):

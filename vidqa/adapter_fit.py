@@ -183,6 +183,37 @@ def stage(adapter: Servable, folder: Path) -> Path:
     return place
 
 
+# ---------------------------------------------------------------- for people to see
+
+
+@dataclass(frozen=True)
+class Described:
+    """An adapter as it lies there; `problem` is why it cannot be served, empty where it can.
+
+    It is called by its folder's `name`, whatever it was called when it was trained.
+    """
+
+    name: str
+    folder: Path
+    size_bytes: int
+    card: AdapterCard | None
+    problem: str
+
+
+def describe(folder: Path, *, whole: bool = True) -> Described:
+    """What an adapter is. Without `whole` its weights are not looked through."""
+    card, problem = None, ""
+    try:
+        card = read(folder)
+        if whole:
+            servable(folder)
+    except ModelError as error:
+        problem = str(error)
+    path = folder / WEIGHTS
+    size = path.stat().st_size if path.is_file() else 0
+    return Described(folder.absolute().name, folder, size, card, problem)
+
+
 # ---------------------------------------------------------------- which base it belongs to
 
 

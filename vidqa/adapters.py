@@ -126,6 +126,12 @@ def _read_card(folder: Path) -> dict[str, Any]:
             told[one] = dict(told.get(one, {}))
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: not a card of vidqa's ({error}); {_mend(path)}") from error
+    for one in ("max_frames", "frames_per_moment", "max_pixels"):
+        if not isinstance(told["look"].get(one, 0), int | None):
+            raise ModelError(
+                f"{path}: {one} is {told['look'][one]!r}, and a whole number is wanted; "
+                f"{_mend(path)}"
+            )
     for one in ("base_model", "base_digest", "base_model_type", "box_family", "created"):
         if not isinstance(told.get(one, ""), str):
             raise ModelError(f"{path}: {one} is {told[one]!r}, and text is wanted; {_mend(path)}")

@@ -145,6 +145,9 @@ class Settings:
     model: str = _setting(
         "Qwen/Qwen2-VL-2B-Instruct", "Model that answers: a name on the hub, or a folder."
     )
+    adapters: Path = _setting(
+        Path("adapters"), "Folder of the adapters that are called by name.", kind=Path
+    )
     base_url: str | None = _setting(
         None, "An OpenAI-compatible endpoint that answers in place of our engine.", kind=str
     )

@@ -6,12 +6,14 @@
 There is one engine per runtime folder, because two models rarely fit one machine: asking for other
 options waits for the answers that are being given, ends the engine and starts another. It listens
 on loopback, under a random key, and may fetch nothing: no address, no local file, no code from a
-model, no adapter at run time.
+model. One that serves adapters (`lora_rank`) loads them at run time, under the same key and from
+its own folder alone, into which `lora` copies them; it serves those who want none as well.
 
     start.lock     held by the command that is starting, replacing or ending the engine
     alive.lock     held by the engine as long as it lives; its text is the process id
     engine.json    port, key and options, readable by the user alone
     engine.log     what vLLM says; engine.previous.log is the one before
+    adapters/      copies of the adapters that are loaded, gone with the engine they were for
 
 That a process lives is read off its lock, never off a process id, which may be another's by now.
 What vLLM is told is in `engine_options`, what it says in `engine_log`; what runs inside its process
@@ -25,6 +27,7 @@ import importlib.util
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -56,11 +59,13 @@ __all__ = [
     "ensure_engine",
     "logs",
     "private_folder",
+    "running",
     "status",
     "stop",
 ]
 
 PROGRAM = (sys.executable, "-m", "vidqa.engine_main")
+ADAPTERS = "adapters"
 STATUS_ROUTE = "/ping"  # vLLM's second name for its health check; `engine_gate` does not count it
 
 # vLLM answers its health check in milliseconds; a busy laptop may take seconds.
@@ -84,11 +89,15 @@ class EngineHandle:
     api_key: str = field(repr=False)
     model: str
     pid: int
+    adapters: Path | None = None  # where adapters are loaded from; None where none may be
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """`stage` is "ready", "not answering", or what a starting engine is doing."""
+    """`stage` is "ready", "not answering", or what a starting engine is doing.
+
+    `lora_rank` is the largest rank of an adapter that may be loaded, 0 for none.
+    """
 
     stage: str
     model: str
@@ -97,6 +106,8 @@ class EngineStatus:
     age_seconds: float
     idle_minutes: float
     log: Path
+    lora_rank: int = 0
+    tower_lora: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,8 @@ class _State:
     digest: str
     started_at: float  # seconds since the epoch
     idle_minutes: float
+    lora_rank: int = 0
+    tower_lora: bool = False
 
     @property
     def root(self) -> str:
@@ -138,9 +151,13 @@ def ensure_engine(
     digest = options.digest()
     with _turn(folder, on_stage):
         state = _read_state(folder)
-        if state is not None and state.digest != digest:
+        if state is not None and state.digest == digest:
+            # Whoever takes its place allows no less than it did, or two commands that want
+            # different adapters would end each other's engines in turn.
+            options = options.allowing(state.lora_rank, tower_lora=state.tower_lora)
+        if state is not None and not _serves(state, options, digest):
             _await_answers(folder, state, on_stage)
-            on_stage(f"ending the engine that serves {state.model}")
+            on_stage(f"ending the engine that serves {state.model}{_why_ended(state, digest)}")
             _end(folder)
             state = None
         if state is not None:
@@ -155,6 +172,19 @@ def ensure_engine(
         except _NotServing as reason:
             _end(folder)
             raise _failure(folder, f"it {reason}") from None
+
+
+def _serves(state: _State, options: EngineOptions, digest: str) -> bool:
+    """Whether an engine will do for these options."""
+    enough = state.lora_rank >= options.lora_rank and state.tower_lora >= options.tower_lora
+    return state.digest == digest and enough
+
+
+def _why_ended(state: _State, digest: str) -> str:
+    if state.digest != digest:
+        return ""
+    allowed = f"of rank {state.lora_rank} at most" if state.lora_rank else "no adapters"
+    return f" ({allowed}{'' if state.tower_lora else ', none of the vision tower'})"
 
 
 def status(folder: Path | None = None) -> EngineStatus | None:
@@ -173,7 +203,18 @@ def status(folder: Path | None = None) -> EngineStatus | None:
         age_seconds=time.time() - state.started_at,
         idle_minutes=state.idle_minutes,
         log=folder / "engine.log",
+        lora_rank=state.lora_rank,
+        tower_lora=state.tower_lora,
     )
+
+
+def running(folder: Path | None = None) -> EngineHandle | None:
+    """The engine there is, if it answers; none is started."""
+    folder = private_folder(folder)
+    state = _read_state(folder)
+    if state is None or _health(state, STATUS_ROUTE) != "ready":
+        return None
+    return _handle(folder, state)
 
 
 def stop(folder: Path | None = None, on_stage: Callable[[str], None] = lambda stage: None) -> bool:
@@ -284,9 +325,17 @@ def _write_state(folder: Path, state: _State) -> None:
 def _start(options: EngineOptions, digest: str, folder: Path, program: Sequence[str]) -> _State:
     key = secrets.token_urlsafe(32)
     state = _State(
-        _free_port(), key, options.served_name, digest, time.time(), options.idle_minutes
+        port=_free_port(),
+        api_key=key,
+        model=options.served_name,
+        digest=digest,
+        started_at=time.time(),
+        idle_minutes=options.idle_minutes,
+        lora_rank=options.lora_rank,
+        tower_lora=options.tower_lora,
     )
     _write_state(folder, state)
+    shutil.rmtree(folder / ADAPTERS, ignore_errors=True)
     log = folder / "engine.log"
     if log.exists():
         log.replace(folder / "engine.previous.log")
@@ -304,7 +353,12 @@ def _start(options: EngineOptions, digest: str, folder: Path, program: Sequence[
                 idle_seconds,
                 *server_flags(options, state.port, on_cpu=on_cpu),
             ],
-            env=server_environment(key, os.environ, on_cpu=on_cpu),
+            env=server_environment(
+                key,
+                os.environ,
+                on_cpu=on_cpu,
+                adapters=folder / ADAPTERS if options.lora_rank else None,
+            ),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -379,7 +433,7 @@ def _wait(folder: Path, state: _State, on_stage: Callable[[str], None]) -> Engin
         stage = stage_of(_log_text(folder))
         health = _health(state)
         if health == "ready":
-            return EngineHandle(f"{state.root}/v1", state.api_key, state.model, _pid(folder))
+            return _handle(folder, state)
         if not _is_alive(folder):
             raise _NotServing("has ended")
         # A server says that it is ready a moment before it listens.
@@ -391,6 +445,11 @@ def _wait(folder: Path, state: _State, on_stage: Callable[[str], None]) -> Engin
             on_stage(f"starting vLLM, {time.time() - state.started_at:.0f} s: {stage}")
             said = stage
         time.sleep(POLL_SECONDS)
+
+
+def _handle(folder: Path, state: _State) -> EngineHandle:
+    adapters = folder / ADAPTERS if state.lora_rank else None
+    return EngineHandle(f"{state.root}/v1", state.api_key, state.model, _pid(folder), adapters)
 
 
 def _await_answers(folder: Path, state: _State, on_stage: Callable[[str], None]) -> None:

@@ -1,7 +1,8 @@
 """What stands before vLLM inside the managed engine: who may ask, and what; and when it ends.
 
 vLLM serves some fifty routes and checks its key on a part of them. `Gate` is ASGI middleware that
-asks for the key on every one and lets four through. It also notes when the engine was last asked
+asks for the key on every one and lets four through; two more where adapters may be loaded, and of
+these only copies in the engine's own folder. It also notes when the engine was last asked
 something, so that `stop_when_idle` can end an engine that nobody uses, and when it last answered,
 since vLLM calls itself healthy while its core hangs. It holds no model and knows nothing of vLLM.
 """
@@ -9,6 +10,7 @@ since vLLM calls itself healthy while its core hangs. It holds no model and know
 from __future__ import annotations
 
 import hmac
+import json
 import os
 import signal
 import sys
@@ -19,10 +21,14 @@ from contextlib import contextmanager
 from typing import Any
 
 KEY_VARIABLE = "VLLM_API_KEY"  # vLLM's own name for it, as vLLM checks the key as well
+ADAPTERS_VARIABLE = "ENGINE_ADAPTERS"  # the folder of the adapters that may be loaded, or nothing
 STATUS_ROUTE = ("GET", "/ping")
 HEALTH_ROUTES = frozenset({STATUS_ROUTE, ("GET", "/health")})
 CHAT_ROUTE = ("POST", "/v1/chat/completions")
 ROUTES = HEALTH_ROUTES | {("GET", "/v1/models"), CHAT_ROUTE}
+LOAD_ROUTE = ("POST", "/v1/load_lora_adapter")
+UNLOAD_ROUTE = ("POST", "/v1/unload_lora_adapter")
+ADAPTER_ROUTES = frozenset({LOAD_ROUTE, UNLOAD_ROUTE})
 IN_FLIGHT = b"x-vidqa-in-flight"  # a header of every answer to STATUS_ROUTE
 
 # Loading a large model from a slow disk takes minutes; nothing takes an hour.
@@ -30,12 +36,15 @@ START_SECONDS = 3600.0
 # A model that has said nothing for so long while somebody waited hangs. It is a little less than
 # `vlm` waits, so that it is known when the client gives up.
 HUNG_SECONDS = 590.0
+# A name and a path.
+LOAD_BYTES = 16 * 1024
 # What requests in flight get to finish once the engine was told to end.
 GRACE_SECONDS = 15.0
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Callable[[], Awaitable[Message]], Send], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Activity:
@@ -118,6 +127,8 @@ class Gate:
         self._app = app
         self._activity = activity
         self._secret = f"Bearer {os.environ[KEY_VARIABLE]}".encode()
+        self._adapters = os.environ.get(ADAPTERS_VARIABLE, "")
+        self._routes = ROUTES | ADAPTER_ROUTES if self._adapters else ROUTES
         activity.serve()
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
@@ -136,8 +147,23 @@ class Gate:
         elif route == CHAT_ROUTE:
             with self._activity.chat():
                 await self._counted(scope, receive, self._hearing(send))
+        elif route == LOAD_ROUTE:
+            body = await _body(receive)
+            if not self._may_load(body):
+                await _refuse(scope, send, 403)
+                return
+            await self._counted(scope, _replayed(body, receive), send)
         else:
             await self._counted(scope, receive, send)
+
+    def _may_load(self, body: bytes) -> bool:
+        """Whether what is asked for lies right in the engine's own folder of adapters."""
+        try:
+            path = json.loads(body)["lora_path"]
+            folder = os.path.realpath(self._adapters)
+            return os.path.isabs(path) and os.path.dirname(os.path.realpath(path)) == folder
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def _telling(self, send: Send) -> Send:
         """Adds the number of requests in flight to an answer."""
@@ -163,7 +189,7 @@ class Gate:
         given = dict(scope.get("headers", ())).get(b"authorization", b"")
         if not hmac.compare_digest(given, self._secret):
             return 401
-        if scope["type"] != "http" or (scope["method"], scope["path"]) not in ROUTES:
+        if scope["type"] != "http" or (scope["method"], scope["path"]) not in self._routes:
             return 404
         return 0
 
@@ -173,6 +199,29 @@ class Gate:
             await self._app(scope, receive, send)
         finally:
             self._activity.end()
+
+
+async def _body(receive: Receive) -> bytes:
+    """A short request's body; nothing where it is long or broken off."""
+    body = b""
+    while len(body) <= LOAD_BYTES:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b""
+        body += bytes(message.get("body", b""))
+        if not message.get("more_body"):
+            return body
+    return b""
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already, to be read again."""
+    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return left.pop() if left else await receive()
+
+    return replayed
 
 
 async def _refuse(scope: Message, send: Any, status: int) -> None:

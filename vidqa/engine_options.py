@@ -11,8 +11,10 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from vidqa.engine_gate import ADAPTERS_VARIABLE
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,6 +27,17 @@ MAX_FRAMES_OF_ONE_VIDEO = 768
 NO_DOMAIN = "media.invalid"  # RFC 2606: never resolves
 
 _SECRET_NAMES = ("_TOKEN", "_KEY", "_KEYS", "_SECRET", "_PASSWORD")
+# With these vLLM would look up a model's name that it does not know as an adapter's, in folders and
+# on the hub.
+_RESOLVERS = "VLLM_LORA_RESOLVER"
+
+
+# What vLLM takes for the largest rank of its adapters, from the least that is worth asking for.
+LORA_RANKS = (16, 32, 64, 128, 256, 320, 512)
+# Adapters in one batch, each with room for its weights beside the model's; and kept in memory.
+LORAS_AT_ONCE, LORAS_IN_MEMORY = 4, 16
+
+_NO_PART = ("idle_minutes", "lora_rank", "tower_lora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +45,9 @@ class EngineOptions:
     """What the engine serves and what it may use.
 
     `model` is a folder of weights, `name` what requests call it (else the folder's name).
-    `adapters` are (name, folder) of LoRA adapters. `kvcache_gib` counts on a CPU,
-    `gpu_memory_utilization` (a share of 1) on a GPU.
+    `kvcache_gib` counts on a CPU, `gpu_memory_utilization` (a share of 1) on a GPU. `lora_rank` is
+    the largest rank of an adapter that may be loaded, 0 for none at all; `tower_lora` allows those
+    that change the vision tower too, which vLLM calls experimental.
     """
 
     model: str
@@ -44,20 +58,32 @@ class EngineOptions:
     gpu_memory_utilization: float = 0.85
     idle_minutes: float = 30.0
     max_videos: int = 64
-    adapters: tuple[tuple[str, str], ...] = ()
-    max_lora_rank: int = 64
+    lora_rank: int = 0
+    tower_lora: bool = False
 
     @property
     def served_name(self) -> str:
         return self.name or Path(self.model).name
 
     def digest(self) -> str:
-        """Two engines with the same digest answer alike. Retrained weights change it too."""
-        folders = [self.model, *(folder for _, folder in self.adapters)]
-        files = sorted(one for folder in folders for one in Path(folder).glob("*") if one.is_file())
+        """Two engines with the same digest answer alike. Retrained weights change it too.
+
+        What adapters may be loaded is no part of it: the base answers as it did.
+        """
+        files = sorted(one for one in Path(self.model).glob("*") if one.is_file())
         stats = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files]
-        own = {name: value for name, value in asdict(self).items() if name != "idle_minutes"}
+        own = {name: value for name, value in asdict(self).items() if name not in _NO_PART}
         return hashlib.sha256(json.dumps([own, stats]).encode()).hexdigest()
+
+    def allowing(self, lora_rank: int, *, tower_lora: bool = False) -> EngineOptions:
+        """The same, with adapters of that rank allowed as well."""
+        rank = max(self.lora_rank, _served_rank(lora_rank))
+        return replace(self, lora_rank=rank, tower_lora=self.tower_lora or tower_lora)
+
+
+def _served_rank(rank: int) -> int:
+    """What vLLM is to be started with for an adapter of a rank; 0 for none."""
+    return next((one for one in LORA_RANKS if rank <= one), LORA_RANKS[-1]) if rank else 0
 
 
 def server_flags(options: EngineOptions, port: int, *, on_cpu: bool) -> list[str]:
@@ -79,19 +105,31 @@ def server_flags(options: EngineOptions, port: int, *, on_cpu: bool) -> list[str
             flags += ["--distributed-executor-backend", "uni"]
     else:
         flags += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
-    if options.adapters:
-        flags += ["--enable-lora", "--max-lora-rank", str(options.max_lora_rank)]
-        flags += ["--lora-modules", *(f"{name}={path}" for name, path in options.adapters)]
+    if options.lora_rank:
+        flags += ["--enable-lora", "--max-lora-rank", str(options.lora_rank)]
+        flags += ["--max-loras", str(LORAS_AT_ONCE), "--max-cpu-loras", str(LORAS_IN_MEMORY)]
+    if options.tower_lora:
+        flags += ["--enable-tower-connector-lora"]
     return flags
 
 
-def server_environment(key: str, environ: Mapping[str, str], *, on_cpu: bool) -> dict[str, str]:
-    """The engine's environment: ours without other people's secrets, and offline."""
-    kept = {name: value for name, value in environ.items() if not name.endswith(_SECRET_NAMES)}
+def server_environment(
+    key: str, environ: Mapping[str, str], *, on_cpu: bool, adapters: Path | None = None
+) -> dict[str, str]:
+    """The engine's environment: ours without other people's secrets, and offline.
+
+    `adapters` is the folder below which adapters may be loaded from, None for no adapters.
+    """
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.endswith(_SECRET_NAMES) and not name.startswith(_RESOLVERS)
+    }
     kept |= {
         "VLLM_API_KEY": key,
         "VLLM_HOST_IP": LOOPBACK,  # vLLM's own processes talk over loopback too
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if adapters else "0",
+        ADAPTERS_VARIABLE: str(adapters or ""),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from vidqa.adapter_fit import Described
     from vidqa.demo.metrics import Figure
     from vidqa.doctor import Finding
     from vidqa.ground import Grounded, Missing
@@ -240,6 +242,69 @@ def suite_lines(figures: Mapping[str, Figure]) -> list[str]:
         if one.n
     ]
     return columns([["figure", "value", "95 % interval", "n"], *rows])
+
+
+def adapter_json(found: Described) -> dict[str, object]:
+    """The card's fields are those of adapter.json, null where nobody has written them."""
+    card = asdict(found.card) if found.card else None
+    return {
+        "name": found.name,
+        "folder": str(found.folder),
+        "size_bytes": found.size_bytes,
+        "problem": found.problem or None,
+        "card": card,
+    }
+
+
+def adapter_lines(found: Sequence[Described], loaded: Collection[str]) -> list[str]:
+    rows = [["name", "rank", "size", "made", "state", "base"]]
+    for one in found:
+        card = one.card
+        state = "loaded" if one.name in loaded else "problem" if one.problem else ""
+        rows.append(
+            [
+                one.name,
+                str(card.rank) if card else "-",
+                _mebibytes(one.size_bytes),
+                card.created[:10] if card else "-",
+                state,
+                (name_of(card.base_model) if card else one.problem) or "-",
+            ]
+        )
+    return columns(rows)
+
+
+def card_lines(found: Described) -> list[str]:
+    """Everything that a person may want to know of one adapter."""
+    card = found.card
+    rows = [["folder", name_of(str(found.folder))], ["size", _mebibytes(found.size_bytes)]]
+    if card:
+        targets = card.targets if isinstance(card.targets, str) else ", ".join(card.targets)
+        rows += [
+            ["base", card.base_model or "not told"],
+            ["base digest", card.base_digest],
+            ["rank, alpha", f"{card.rank}, {card.alpha:g}"],
+            ["targets", targets],
+            ["vision", "trained" if card.trains_vision else ""],
+            ["look", ", ".join(f"{name} {value}" for name, value in card.look.items())],
+            ["made", card.created],
+            ["versions", ", ".join(f"{name} {value}" for name, value in card.versions.items())],
+        ]
+        rows += [["data", f"{one.file}, {_count(one.rows, 'row')}"] for one in card.data]
+        rows += [[name, _metrics(values)] for name, values in card.metrics.items()]
+    rows.append(["state", found.problem or "can be served"])
+    return columns([row for row in rows if row[1]])
+
+
+def _metrics(values: Mapping[str, object]) -> str:
+    return ", ".join(
+        f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )
+
+
+def _mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB"
 
 
 _MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}

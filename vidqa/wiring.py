@@ -7,7 +7,7 @@ command line and the demo use it; a program that builds these objects itself nee
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,44 +142,116 @@ def engine_options(settings: Settings, weights: Path) -> EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the model is asked; `model` is None where the endpoint's only one is meant."""
+    """Where the model is asked; `model` is None where the endpoint's only one is meant.
+
+    `adapters` are what each adapter is called there.
+    """
 
     base_url: str
     api_key: str | None = field(repr=False)
     model: str | None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenAdapter:
+    """An adapter that is to answer: its name, its folder, and how it wants to be shown videos.
+
+    There is no folder where an endpoint of the user's has the adapter under that name.
+    """
+
+    name: str
+    folder: Path | None
+    look: Mapping[str, Any] = field(default_factory=dict)
+
+
+def choose_adapter(settings: Settings, given: str) -> ChosenAdapter:
+    """What `--adapter` means: a name in the folder of adapters, a folder, or NAME=FOLDER.
+
+    Raises UsageError, and ModelError where a file of it is damaged.
+    """
+    from vidqa.adapters import check_name, find, read
+
+    name, equals, place = given.partition("=")
+    try:
+        folder = find(place if equals else given, settings.adapters)
+    except UsageError as error:
+        if settings.base_url and not equals and "/" not in given:
+            return ChosenAdapter(given, None)
+        raise UsageError(f"--adapter {error}") from error
+    card = read(folder)
+    return ChosenAdapter(check_name(name if equals else folder.absolute().name), folder, card.look)
+
+
+LOOK_SETTINGS = ("max_frames", "frames_per_moment", "max_pixels")
+
+
+def with_look(settings: Settings, look: Mapping[str, Any]) -> Settings:
+    """The settings as an adapter wants them, where the user has chosen nothing else.
+
+    Raises ConfigError for a look that no setting allows.
+    """
+    wanted = {
+        name: look[name]
+        for name in LOOK_SETTINGS
+        if look.get(name) is not None and name not in settings.given
+    }
+    return replace(settings, **wanted) if wanted else settings
 
 
 def endpoint(
     settings: Settings,
     on_stage: OnStage = lambda stage: None,
-    adapters: Sequence[tuple[str, Path]] = (),
+    adapters: Sequence[ChosenAdapter] = (),
 ) -> Endpoint:
     """The endpoint that answers: the user's, or our engine, started if need be.
 
     `on_stage` hears what is being waited for. Of the user's endpoint the only model is taken
-    unless one was asked for. `adapters` are names and folders that our engine serves as well.
+    unless one was asked for. `adapters` are loaded into our engine, which is started anew when it
+    was started without any; they are shown to be applied. Raises ModelError where one cannot be
+    served, or belongs to another base.
     """
     if settings.base_url:
         model = settings.model if "model" in settings.given else None
-        return Endpoint(settings.base_url, settings.api_key, model)
+        names = {one.name: one.name for one in adapters}
+        return Endpoint(settings.base_url, settings.api_key, model, names)
+    from vidqa.adapter_fit import check_base, servable
     from vidqa.engine import check_vllm, ensure_engine
+    from vidqa.engine_adapters import EngineGone, load
     from vidqa.weights import find_weights
 
     check_vllm()  # before gigabytes of weights are fetched for nothing
-    options = engine_options(settings, find_weights(settings.model, settings.hub, on_stage))
-    if adapters:
-        named = tuple((name, str(folder.absolute())) for name, folder in adapters)
-        options = replace(options, adapters=named)
-    handle = ensure_engine(options, on_stage=on_stage)
-    return Endpoint(handle.base_url, handle.api_key, handle.model)
+    wanted = {one.name: servable(one.folder) for one in adapters if one.folder}
+    weights = find_weights(settings.model, settings.hub, on_stage)
+    options = engine_options(settings, weights)
+    for adapter in wanted.values():
+        check_base(adapter, weights, settings.model)
+        options = options.allowing(adapter.rank, tower_lora=adapter.vision)
+    for is_last in (False, True):
+        handle = ensure_engine(options, on_stage=on_stage)
+        try:
+            models = {
+                name: load(handle, adapter, name, on_stage).model
+                for name, adapter in wanted.items()
+            }
+            break
+        except EngineGone:  # another command has put its own in its place
+            if is_last:
+                raise
+    return Endpoint(handle.base_url, handle.api_key, handle.model, models)
 
 
-def connect(settings: Settings, on_stage: OnStage = lambda stage: None) -> VlmClient:
-    """A client of the endpoint that answers; see `endpoint`."""
+def connect(
+    settings: Settings,
+    on_stage: OnStage = lambda stage: None,
+    adapter: ChosenAdapter | None = None,
+) -> VlmClient:
+    """A client of the endpoint that answers, and of the adapter there; see `endpoint`."""
     from vidqa.vlm import VlmClient
 
-    found = endpoint(settings, on_stage)
-    return VlmClient(found.base_url, found.api_key, found.model)
+    found = endpoint(settings, on_stage, [adapter] if adapter else [])
+    model = found.adapters[adapter.name] if adapter else found.model
+    return VlmClient(found.base_url, found.api_key, model)
 
 
 def sight(settings: Settings, family: str | None = None) -> Sight:

@@ -16,6 +16,7 @@ import typer
 
 from vidqa import __version__
 from vidqa.cli import finetune_data, finetune_eval  # noqa: F401  they register their commands
+from vidqa.cli.adapters import adapters_app
 from vidqa.cli.engine import engine_app
 from vidqa.cli.finetune import finetune_app
 from vidqa.cli.ground import GROUND_SETTINGS, BoxFormat, ground, save_all
@@ -24,6 +25,7 @@ from vidqa.command import FAILED, Run, command_group, tell, verb
 from vidqa.errors import UsageError
 
 app = command_group(add_completion=False)
+app.add_typer(adapters_app, name="adapters")
 app.add_typer(engine_app, name="engine")
 app.add_typer(finetune_app, name="finetune")
 
@@ -38,6 +40,12 @@ VideoGlob = Annotated[
 Images = Annotated[
     list[Path],
     typer.Option("--image", metavar="FILE", help="A picture of what is meant; several are mixed."),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", metavar="NAME|DIR", help="A fine-tuned adapter answers (vidqa adapters ls)."
+    ),
 ]
 Where = Annotated[
     str | None,
@@ -209,6 +217,7 @@ def ask(
         typer.Option("--phrase", metavar="PHRASE", help="Draw boxes around this instead."),
     ] = [],  # noqa: B006
     box_format: BoxFormat = None,
+    adapter: Adapter = None,
     html: Html = None,
     stream: Annotated[
         bool,
@@ -223,9 +232,13 @@ def ask(
     vidqa ask "Sum up this lecture." --whole lecture.mp4 --frames 32
     vidqa ask "Is it raining?" --base-url http://127.0.0.1:8000/v1
     vidqa ask "Who opens the door?" --ground           and show the door; or: --phrase "the man"
+    vidqa ask "Which bird is it?" --adapter birds      shown what it was trained to see
 
     The first question starts vLLM, which takes a minute or more; it is then kept warm.
     """
+    from dataclasses import replace
+
+    from vidqa import wiring
     from vidqa.ask import ask as answer_question
     from vidqa.ground import GroundOptions, ground_answer, phrase_of, with_boxes
     from vidqa.output import answer_json, citation_lines, write_page
@@ -234,9 +247,11 @@ def ask(
     from vidqa.wiring import ask_options, connect, open_library, question_images, with_pictures
     from vidqa.wiring import sight as sight_of
 
-    options = ask_options(run.settings, filters=Filters(video=video), where=where, whole=whole)
+    chosen = wiring.choose_adapter(run.settings, adapter) if adapter else None
+    settings = wiring.with_look(run.settings, chosen.look) if chosen else run.settings
+    options = ask_options(settings, filters=Filters(video=video), where=where, whole=whole)
     sight = sight_of(run.settings, box_format) if ground or phrases else None
-    client = functools.cache(lambda: connect(run.settings, run.note))
+    client = functools.cache(lambda: connect(settings, run.note, chosen))
     library, embedder = open_library(run.settings, on_demand=whole is not None)
     streams = stream and not run.json and sys.stdout.isatty()
     answer = answer_question(
@@ -245,9 +260,11 @@ def ask(
         embedder,
         client,
         options,
-        images=question_images(images, run.settings, embedder.spec),
+        images=question_images(images, settings, embedder.spec),
         on_text=run.write if streams else None,
     )
+    if chosen:
+        answer = replace(answer, model=chosen.name)
     if not run.json:
         run.say("" if streams else answer.answer)
         if answer.citations:
@@ -255,7 +272,7 @@ def ask(
     grounded, boxes = [], {}
     if sight is not None:
         about = phrases or [phrase_of(question, answer.answer)]
-        how = GroundOptions(max_pixels=run.settings.max_pixels)
+        how = GroundOptions(max_pixels=settings.max_pixels)
         grounded = list(ground_answer(answer, about, library, client, sight, how))
         boxes = {"ground": save_all(run, grounded)}
         if not grounded:
@@ -263,7 +280,7 @@ def ask(
     if run.json:
         run.emit(answer_json(answer) | boxes)
     if html is not None:
-        seen = with_pictures(answer.moments, library, run.settings.max_frames)
+        seen = with_pictures(answer.moments, library, settings.max_frames)
         seen = with_boxes(seen, grounded)
         write_page(html, page(question, [of_answer(answer, seen)]))
         run.note(f"pictures: {html}")
@@ -335,7 +352,9 @@ def serve(
     ] = [],  # noqa: B006  typer reads it, nobody changes it
     adapters: Annotated[
         list[str],
-        typer.Option("--adapter", metavar="NAME=DIR", help="Serve this LoRA adapter by NAME."),
+        typer.Option(
+            "--adapter", metavar="NAME[=DIR]", help="Serve this LoRA adapter by NAME as well."
+        ),
     ] = [],  # noqa: B006
     api_keys: Annotated[
         list[str],
@@ -356,6 +375,7 @@ def serve(
     \b
     vidqa serve                                    http://127.0.0.1:8080/, for this machine
     vidqa serve --library cats=~/cats --port 9000  two libraries: vidqa and vidqa:cats
+    vidqa serve --adapter birds                    a fine-tuned model as well, by its name
     vidqa serve --host 0.0.0.0 --api-key-file keys for others too; put a proxy with TLS in front
 
     The endpoint is http://127.0.0.1:8080/v1, the model is vidqa; /docs lists everything. Agents
@@ -373,7 +393,7 @@ def serve(
 
     options = ServeOptions(
         libraries=_named_folders("--library", libraries),
-        adapters=_named_folders("--adapter", adapters),
+        adapters=_adapter_folders(run, adapters),
         keys=read_keys(api_keys, os.environ, api_key_file),
         workers=workers,
         verbose=run.verbose,
@@ -421,6 +441,12 @@ def mcp(
 
     named = _named_folders("--library", libraries)
     serve_stdio(run.settings, named, functools.partial(_note_engine, run))
+
+
+def _adapter_folders(run: Run, given: list[str]) -> tuple[tuple[str, Path], ...]:
+    """`NAME=DIR`, or `NAME` in the folder of adapters, as names and folders."""
+    full = [one if "=" in one else f"{one}={run.settings.adapters / one}" for one in given]
+    return _named_folders("--adapter", full)
 
 
 def _named_folders(flag: str, given: list[str]) -> tuple[tuple[str, Path], ...]:

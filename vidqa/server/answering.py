@@ -153,8 +153,10 @@ class Answering:
             return
         prepared = self._prepared
         writing = prepared.writing()
-        model = self._question.adapter or await self._client.model()
-        reply = self._client.reply(prepared.messages(), prepared.options.sampling, model=model)
+        adapter = self._question.adapter
+        model = adapter or await self._client.model()
+        there = self._gateway.answerer.adapter(adapter) if adapter else model
+        reply = self._client.reply(prepared.messages(), prepared.options.sampling, model=there)
         started = time.perf_counter()
         try:
             # Closed here and now, not when somebody sweeps up: with the answer its place is free.

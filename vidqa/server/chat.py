@@ -88,7 +88,7 @@ class Exchange:
         self._question = Question(
             body.turns(),
             shelf,
-            options_of(gateway, body),
+            options_of(gateway, body, adapter),
             images,
             adapter,
         )
@@ -227,12 +227,12 @@ class Exchange:
         ]
 
 
-def options_of(gateway: Gateway, body: ChatRequest) -> AskOptions:
-    """What a request chooses, over the server's settings."""
+def options_of(gateway: Gateway, body: ChatRequest, adapter: str | None) -> AskOptions:
+    """What a request chooses, over the settings with which an adapter answers."""
     fields = body.vidqa
     clip = fields.clip
     options = ask_options(
-        gateway.settings,
+        gateway.settings_of(adapter),
         filters=fields.filters.record(),
         whole=fields.whole,
         clip=(clip.video_id, clip.start_seconds, clip.end_seconds) if clip else None,

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from vidqa.errors import EndpointError, VidqaError
@@ -65,6 +65,7 @@ class Answerer:
         self._metrics = metrics
         self._watch = watch
         self._client: AsyncVlmClient | None = None
+        self._adapters: Mapping[str, str] = {}
         self._task: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
 
@@ -94,6 +95,10 @@ class Answerer:
         if self._client is None or self.state != "ready":
             raise self._not_ready()
         return self._client
+
+    def adapter(self, name: str) -> str:
+        """What an adapter is called at the endpoint."""
+        return self._adapters.get(name, name)
 
     def lost(self, error: EndpointError) -> Exception:
         """An answer failed: the endpoint is looked at now. Returns what its client is told."""
@@ -145,6 +150,7 @@ class Answerer:
             await client.close()
             raise
         self._client, old = client, self._client
+        self._adapters = where.adapters
         if old is not None:
             await old.close()
         self._become("ready", f"{name} at {client.base_url}")

@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from vidqa.config import Settings
 from vidqa.server.engine import Answerer
 from vidqa.server.errors import ApiError
 from vidqa.server.metrics import Metrics
 from vidqa.server.queues import Queue
+from vidqa.wiring import with_look
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +70,10 @@ class Model:
 
 
 class Gateway:
-    """`shelves` in the order in which they were given; the first is meant when none is named."""
+    """`shelves` in the order in which they were given; the first is meant when none is named.
+
+    `adapters` are names of adapters, each with how it wants to be shown videos.
+    """
 
     def __init__(
         self,
@@ -77,14 +81,17 @@ class Gateway:
         shelves: Sequence[Shelf],
         answerer: Answerer,
         metrics: Metrics,
-        adapters: Sequence[str] = (),
+        adapters: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.settings = settings
+        self._settings = {
+            name: with_look(settings, look) for name, look in (adapters or {}).items()
+        }
         self.answerer = answerer
         self.metrics = metrics
         self.started = int(time.time())
         self.shelves: Mapping[str, Shelf] = {one.name: one for one in shelves}
-        self.adapters = tuple(adapters)
+        self.adapters = tuple(self._settings)
         # A thread whose work nobody waits for any more is still one of these: clients that come
         # and go in a hurry start no more than so many.
         self._threads = ThreadPoolExecutor(THREADS, "work")
@@ -108,6 +115,10 @@ class Gateway:
                 code="library_not_found",
             )
         return self.shelves[name]
+
+    def settings_of(self, adapter: str | None) -> Settings:
+        """The settings with which an adapter answers; None is the base model."""
+        return self.settings if adapter is None else self._settings[adapter]
 
     def models(self) -> list[Model]:
         """Every name that may be asked: each library with the base model and with each adapter."""

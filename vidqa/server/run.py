@@ -25,6 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
+from vidqa.adapter_fit import servable
 from vidqa.config import SETTINGS, Settings
 from vidqa.errors import UsageError, VidqaError
 from vidqa.server.app import create_app, is_loopback
@@ -32,7 +33,7 @@ from vidqa.server.engine import Answerer
 from vidqa.server.gateway import BASE_MODEL, Gateway, open_shelf
 from vidqa.server.keys import VARIABLE, Keys
 from vidqa.server.metrics import MULTIPROCESS_VARIABLE, Metrics
-from vidqa.wiring import endpoint
+from vidqa.wiring import ChosenAdapter, choose_adapter, endpoint
 
 TOLD = "VIDQA_SERVE"
 # What a running answer gets to finish once the server is told to end.
@@ -77,11 +78,26 @@ def build(
     metrics = Metrics()
     folders = [(DEFAULT_LIBRARY, settings.index), *options.libraries]
     shelves = [open_shelf(settings, name, folder, metrics) for name, folder in folders]
-    answerer = Answerer(
-        lambda tell: endpoint(settings, tell, options.adapters), metrics, on_change=on_engine
-    )
-    names = [name for name, _ in options.adapters]
-    return create_app(Gateway(settings, shelves, answerer, metrics, names), options.keys)
+    chosen = _adapters(settings, options)
+    answerer = Answerer(lambda tell: endpoint(settings, tell, chosen), metrics, on_change=on_engine)
+    looks = {one.name: one.look for one in chosen}
+    return create_app(Gateway(settings, shelves, answerer, metrics, looks), options.keys)
+
+
+def _adapters(settings: Settings, options: ServeOptions) -> list[ChosenAdapter]:
+    """What is served besides the base model. Raises UsageError, ModelError.
+
+    A user's endpoint has its adapters already; what is here only says how they want to see.
+    """
+    from vidqa.adapters import is_adapter
+
+    chosen = []
+    for name, folder in options.adapters:
+        if settings.base_url and not is_adapter(folder):
+            chosen.append(ChosenAdapter(name, None))
+        else:
+            chosen.append(choose_adapter(settings, f"{name}={folder}"))
+    return chosen
 
 
 def serve(
@@ -125,12 +141,9 @@ def _check(settings: Settings, options: ServeOptions) -> None:
             raise UsageError(f"--base-url {shown!r}: it is like http://127.0.0.1:8000/v1")
         return
     # Asked for these, the engine of other commands would be ended first.
-    for name, folder in options.adapters:
-        if not (folder / "adapter_config.json").is_file():
-            raise UsageError(
-                f"--adapter {name}={folder}: holds no adapter_config.json; name the folder of a "
-                "LoRA adapter, as PEFT saves it"
-            )
+    for one in _adapters(settings, options):
+        if one.folder:
+            servable(one.folder)
 
 
 class _Server(uvicorn.Server):

@@ -118,36 +118,39 @@ def evaluate(
     folder: Path | None = None,
     made_by: Mapping[str, Any] | None = None,
     base: str = "base",
+    name: str | None = None,
     seed: int = 0,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> Results:
     """Asks base and adapter all rows, and the probe's, and compares their answers.
 
-    `adapter` is its name at the endpoint, whose own model is the base; `options` say how both are
-    asked, but for the model. With `folder` the replies are kept there, and an evaluation that broke
-    off goes on from them; `made_by` is what they follow from. Raises EndpointError when the
-    endpoint is gone.
+    `adapter` is its name at the endpoint, whose own model is the base; `base` and `name` are what
+    the two are called in the results. `options` say how both are asked, but for the model. With
+    `folder` the replies are kept there, and an evaluation that broke off goes on from them;
+    `made_by` is what they follow from. Raises EndpointError when the endpoint is gone.
     """
-    models = {"base": None} if adapter is None else {"base": None, "adapter": adapter}
+    called = {"base": base} if adapter is None else {"base": base, "adapter": name or adapter}
     sets = {"held-out": rows} | ({"probe": probe} if probe else {})
     measured = {}
-    for name, some in sets.items():
+    for which_set, some in sets.items():
         replies = {}
-        for which, model in models.items():
-            stage = f"{name}: {base if model is None else model}"
+        for which, who in called.items():
+            chosen = dataclasses.replace(options, model=adapter if which == "adapter" else None)
+            heard = _staged(on_progress, f"{which_set}: {who}")
             with ExitStack() as stack:
                 sink: AnswerFile | Kept = Kept()
                 if folder is not None:
-                    path = folder / f"{name}-{which}.jsonl"
-                    follows = {**(made_by or {}), "set": name, "answers": model or base}
+                    follows = {**(made_by or {}), "rows": which_set, "answers": who}
+                    path = folder / f"{which_set}-{which}.jsonl"
                     sink = stack.enter_context(AnswerFile(path, follows))
-                chosen = dataclasses.replace(options, model=model)
-                infer(some, open_client, show, chosen, sink, _staged(on_progress, stage))
+                infer(some, open_client, show, chosen, sink, heard)
                 if isinstance(sink, AnswerFile):
                     sink.finish()
                 replies[which] = sink.records
-        measured[name] = measure(some, replies["base"], replies.get("adapter"), seed=seed)
-    return Results(base, adapter, measured["held-out"], measured.get("probe"), seed=seed)
+        measured[which_set] = measure(some, replies["base"], replies.get("adapter"), seed=seed)
+    return Results(
+        base, called.get("adapter"), measured["held-out"], measured.get("probe"), seed=seed
+    )
 
 
 def _staged(on_progress: Progress, stage: str) -> Callable[[int, int], None]:

@@ -184,6 +184,8 @@ class _Asking:
             raise error
 
     async def _answers(self, row: Row) -> list[dict[str, Any]]:
+        if row.faults:
+            raise UsageError(f"{row.origin}: {row.faults[0]}")
         turns = scoring.asked_turns(row)
         if not turns:
             raise UsageError(

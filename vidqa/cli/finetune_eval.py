@@ -81,13 +81,14 @@ def evaluate(
         results = compare(
             rows,
             asked.open_client,
-            asked.adapter,
+            asked.options.model,
             options=asked.options,
             show=asked.show,
             probe=probe_rows,
             folder=folder,
             made_by=follows,
             base=asked.model,
+            name=asked.adapter.name if asked.adapter else None,
             seed=seed,
             on_progress=advance,
         )

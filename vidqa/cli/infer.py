@@ -74,7 +74,7 @@ def _merged(run: Run, adapter: str | None, merge: Path) -> Run:
         raise UsageError("--merge: name the adapter as well, --adapter NAME")
     if run.settings.base_url:
         raise UsageError("--merge: an endpoint's weights are not here; leave out --base-url")
-    folder = find(adapter, Path("adapters"))
+    folder = find(adapter, run.settings.adapters)
     settings = run.settings
     base = read(folder).base_model
     if "model" not in settings.given and base:

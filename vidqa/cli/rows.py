@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.rows import Row
     from vidqa.adapters import AdapterCard
     from vidqa.boxes import Family
+    from vidqa.wiring import ChosenAdapter
 
 # What of the settings decides how rows are asked.
 ROW_SETTINGS = (
@@ -31,6 +32,7 @@ ROW_SETTINGS = (
     "temperature",
     "max_tokens",
     "engine_idle_minutes",
+    "adapters",
     "hub",
 )
 CACHE = Path("~/.cache/vidqa/frames")
@@ -67,10 +69,13 @@ class Asked:
     open_client: OpenClient
     model: str
     identity: str
-    adapter: str | None
-    adapter_folder: Path | None
+    adapter: ChosenAdapter | None
     options: InferOptions
     show: Show
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        return self.adapter.folder if self.adapter else None
 
 
 def choose(run: Run, adapter: str | None, at_once: int, cache: Path) -> Asked:
@@ -81,16 +86,13 @@ def choose(run: Run, adapter: str | None, at_once: int, cache: Path) -> Asked:
     from finetune.infer import InferOptions
     from finetune.media import show_row
     from finetune.shelf import Shelf
-    from vidqa.adapters import find, read
     from vidqa.vlm import AsyncVlmClient, Sampling
-    from vidqa.wiring import endpoint
+    from vidqa.wiring import choose_adapter, endpoint
 
     settings = run.settings
-    folder = None if adapter is None else find(adapter, Path("adapters"))
-    card = None if folder is None else read(folder)
-    name = None if card is None else card.name
-    served = [(name, folder)] if name and folder else []
-    found = endpoint(settings, run.note, served)
+    chosen = None if adapter is None else choose_adapter(settings, adapter)
+    card = _card(chosen)
+    found = endpoint(settings, run.note, [chosen] if chosen else [])
 
     def open_client() -> AsyncVlmClient:
         return AsyncVlmClient(found.base_url, found.api_key, found.model)
@@ -100,12 +102,18 @@ def choose(run: Run, adapter: str | None, at_once: int, cache: Path) -> Asked:
     options = InferOptions(
         look=look,
         family=_family(run, card, model),
-        model=name,
+        model=found.adapters[chosen.name] if chosen else None,
         sampling=Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         at_once=at_once,
     )
     show = functools.partial(show_row, look=look, shelf=Shelf(cache.expanduser()))
-    return Asked(open_client, model, _identity(run, model), name, folder, options, show)
+    return Asked(open_client, model, _identity(run, model), chosen, options, show)
+
+
+def _card(chosen: ChosenAdapter | None) -> AdapterCard | None:
+    from vidqa.adapters import read
+
+    return read(chosen.folder) if chosen and chosen.folder else None
 
 
 def _only_model(open_client: OpenClient) -> str:

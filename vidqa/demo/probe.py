@@ -51,7 +51,7 @@ def _rows_of(film: world.Film, folder: Path) -> list[Row]:
     places, scenes = films.spans(film), list(film.scenes)
     asked = [_one(rng, scenes, kind) for kind in questions.QUESTION_TYPES]
     asked.append(questions.ask_in_vain(rng, scenes))
-    rows = []
+    rows: list[Row] = []
     for question in (one for one in asked if one is not None):
         shown = {at for at in (question.anchor, question.scene) if at is not None}
         media = [_media(folder / film.name, places[at], scenes[at]) for at in sorted(shown or {0})]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -63,6 +63,8 @@ class FakeEndpoint:
     """
 
     pieces: Sequence[str] = ("It is red [1].",)
+    # In place of `pieces`, what to answer to a body; an empty answer closes the connection.
+    answer: Callable[[dict[str, Any]], str] | None = None
     models: Sequence[str] = ("fake-vl",)
     api_key: str | None = None
     status: int = 200
@@ -140,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.told.raw is not None:
             self._answer(200, self.told.raw)
         else:
-            self._stream()
+            self._stream(body)
 
     def _allowed(self) -> bool:
         wanted = self.told.api_key
@@ -159,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _stream(self) -> None:
+    def _stream(self, body: dict[str, Any]) -> None:
         time.sleep(self.told.silent_seconds)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -167,7 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "100000")  # more than will ever come
         self.end_headers()
         self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        for n, piece in enumerate(self.told.pieces):
+        pieces = self.told.pieces if self.told.answer is None else [self.told.answer(body)]
+        if pieces == [""]:
+            return
+        for n, piece in enumerate(pieces):
             if n == self.told.breaks_after:
                 return
             if n == self.told.fails_after:

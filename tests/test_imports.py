@@ -24,13 +24,15 @@ LAYERS = [
     | {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following", "engine_adapters"},
-    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"},
-    {"finetune.formats", "finetune.layout", "finetune.shelf"},
+    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
+    | {"finetune.metrics", "finetune.times"},
+    {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"}
+    | {"finetune.shelf"},
     {"finetune.identity", "finetune.media"},
     {"finetune.check", "finetune.split"},
-    {"finetune.dataset", "finetune.fetch", "finetune.progress", "finetune.recipe"}
-    | {"finetune.run_folder"},
-    {"finetune.features", "finetune.loss", "finetune.model", "finetune.plan"},
+    {"finetune.answer_file", "finetune.dataset", "finetune.fetch", "finetune.progress"}
+    | {"finetune.recipe", "finetune.run_folder"},
+    {"finetune.features", "finetune.infer", "finetune.loss", "finetune.model", "finetune.plan"},
     {"finetune.trainer", "finetune.training_report"},
     {"finetune.cost", "finetune.fit"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},

@@ -3,6 +3,7 @@
     page("3 moments", [of_search(query, shown)])            vidqa search --html
     page(question, [of_answer(answer, shown)])              vidqa ask --html
     page("Playground", sections, summary=["7 of 8 right"])  the demo
+    Section(question, shown, told=(Told("base", reply),))   several answers to one question
 
 A page stands alone: pictures are inline, there is no script, and its content security policy
 forbids whatever else. Every text is escaped: names, subtitles and answers come from files and
@@ -29,12 +30,23 @@ _MARKER = re.compile(r"\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What one of several says to the same question; `score`, from 0 to 1, where it is known."""
+
+    name: str
+    text: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """One query or question with its moments.
 
     `answer` is None for a search. `cited` are the numbers of the moments that the answer rests on.
     `right` says whether an answer is known to be right, and `expected` what it should have been.
-    `facts` are short remarks, such as the model and the time it took.
+    `facts` are short remarks, such as the model and the time it took. `told` are the answers where
+    there are several, `table` are rows of cells, the header first. Where moments were not found by
+    a search, `scored` is False.
     """
 
     title: str
@@ -44,6 +56,9 @@ class Section:
     right: bool | None = None
     expected: str | None = None
     facts: tuple[str, ...] = field(default=())
+    told: tuple[Told, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+    scored: bool = True
 
 
 def of_search(query: str, shown: Sequence[ShownMoment]) -> Section:
@@ -215,6 +230,13 @@ blockquote {
   margin: .6rem 0 0; padding-left: .8rem; border-left: 3px solid var(--line);
   color: var(--soft); font-size: .9rem; overflow-wrap: anywhere;
 }
+.cells { margin: .75rem 0 0; border-collapse: collapse; display: block; overflow-x: auto; }
+.cells th, .cells td {
+  padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; overflow-wrap: anywhere; font-variant-numeric: tabular-nums;
+}
+.cells th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+.cells td { white-space: pre-wrap; }
 @media (max-width: 36rem) {
   body { padding-top: 1.25rem; }
   .score { margin-left: 0; }
@@ -249,6 +271,23 @@ blockquote {
 {% if section.facts %}
 <p class="facts">{{ section.facts | join(' · ') }}</p>
 {% endif %}
+{% if section.table %}
+<table class="cells">
+{% for line in section.table %}
+{% set tag = 'th' if loop.first else 'td' %}
+<tr>{% for cell in line %}<{{ tag }}>{{ cell }}</{{ tag }}>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% endif %}
+{% if section.told %}
+<table class="cells">
+{% for one in section.told %}
+<tr><th scope="row">{{ one.name }}</th><td>{{ one.text }}</td>
+<td>{% if one.score is not none %}<span class="{{ 'right' if one.score >= 0.5 else 'wrong' }}">
+{{- '%.2f' % one.score }}</span>{% endif %}</td></tr>
+{% endfor %}
+</table>
+{% endif %}
 {% for moment in view.moments %}
 <article class="moment{{ ' cited' if moment.cited }}" id="m{{ view.number }}-{{ moment.n }}">
 <header>
@@ -256,9 +295,11 @@ blockquote {
 <h3 title="{{ moment.path }}">{{ moment.name }}</h3>
 <span class="times">{{ moment.range }}</span>
 {% if moment.cited %}<span class="badge">cited</span>{% endif %}
+{% if section.scored %}
 <span class="score" title="cosine of the query and the best frame">
 <span class="bar" aria-hidden="true"><i style="width: {{ moment.share }}%"></i></span>
 {{ moment.score }}</span>
+{% endif %}
 </header>
 <ul class="strip">
 {% for picture in moment.pictures %}

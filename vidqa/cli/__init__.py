@@ -15,11 +15,12 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
-from vidqa.cli import finetune_data, finetune_train  # noqa: F401  register their commands
+from vidqa.cli import finetune_data, finetune_eval, finetune_train  # noqa: F401  they register
 from vidqa.cli.adapters import adapters_app
 from vidqa.cli.engine import engine_app
-from vidqa.cli.ground import GROUND_SETTINGS, BoxFormat, ground, save_all
 from vidqa.cli.finetune import finetune_app
+from vidqa.cli.ground import GROUND_SETTINGS, BoxFormat, ground, save_all
+from vidqa.cli.infer import INFER_SETTINGS, infer
 from vidqa.command import FAILED, Run, command_group, tell, verb
 from vidqa.errors import UsageError
 
@@ -285,6 +286,7 @@ def ask(
         run.note(f"pictures: {html}")
 
 
+verb(*INFER_SETTINGS, group=app)(infer)
 verb(*GROUND_SETTINGS, group=app)(ground)
 
 

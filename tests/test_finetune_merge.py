@@ -1,0 +1,191 @@
+"""An adapter merged into its base: the same numbers as PEFT's, in the base's own files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import make_answerer
+
+from finetune.merge import MERGED, merge
+from vidqa.adapters import AdapterCard, write
+from vidqa.errors import ModelError, UsageError
+
+LANGUAGE = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_answerer(tmp_path_factory.mktemp("base") / "tiny-vl", "qwen2-vl-tiny")
+
+
+def load(folder: Path, dtype: Any = None) -> Any:
+    from vidqa.compat import declare_torchvision_operators
+
+    declare_torchvision_operators()
+    from transformers import Qwen2VLForConditionalGeneration
+
+    return Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+
+
+def make_adapter(base: Path, folder: Path, *, spread: float = 0.05, **options: Any) -> Path:
+    """An adapter with random weights, saved by PEFT."""
+    model = load(base)
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    chosen = {"r": 4, "lora_alpha": 12, "target_modules": LANGUAGE} | options
+    adapted = get_peft_model(model, LoraConfig(**chosen))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.normal_(0, spread)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def tensors_of(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return {
+        key: tensor
+        for file in folder.glob("*.safetensors")
+        for key, tensor in load_file(file).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(base, tmp_path_factory.mktemp("adapter") / "birds")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": r".*visual\.blocks.*\.(qkv|proj|fc1|fc2)"},
+        {"alpha_pattern": {"q_proj": 40}, "rank_pattern": {"down_proj": 2}},
+    ],
+    ids=["language", "rank-stabilised", "vision", "patterns"],
+)
+def test_the_merged_weights_are_those_that_peft_makes(
+    base: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    import torch
+    from peft import PeftModel
+
+    adapter = make_adapter(base, tmp_path / "birds", **options)
+    merged = load(merge(base, adapter, tmp_path / "merged"))
+    wanted = PeftModel.from_pretrained(load(base), adapter).merge_and_unload().state_dict()
+    found = merged.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[key], wanted[key], atol=1e-6) for key in found)
+    plain = load(base).state_dict()
+    assert any(not torch.equal(found[key], plain[key]) for key in found)
+
+
+def test_files_keys_and_types_are_those_of_the_base(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    import torch
+
+    model = load(base, torch.float16)
+    model.save_pretrained(half, max_shard_size="1MB")  # several files and their index
+    for file in base.iterdir():
+        if file.suffix != ".safetensors" and not (half / file.name).exists():
+            (half / file.name).write_bytes(file.read_bytes())
+    merged = merge(half, adapter, tmp_path / "merged")
+    assert {one.name for one in merged.iterdir()} == {one.name for one in half.iterdir()} | {MERGED}
+    assert len(list(merged.glob("*.safetensors"))) > 1
+    before, after = tensors_of(half), tensors_of(merged)
+    assert before.keys() == after.keys()
+    assert {tensor.dtype for tensor in after.values()} == {torch.float16}
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert len(changed) == 4 * 7
+    assert all("proj" in key and "visual" not in key for key in changed)
+    for name in ("config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"):
+        assert (merged / name).read_bytes() == (half / name).read_bytes()
+
+
+def test_the_folder_says_what_it_was_made_of(base: Path, adapter: Path, tmp_path: Path) -> None:
+    told = json.loads((merge(base, adapter, tmp_path / "merged") / MERGED).read_text())
+    assert told["adapter"] == "birds"
+    assert told["base_model"] == str(base)
+    assert len(told["base_digest"]) == 32
+
+
+def test_a_folder_that_is_there_is_not_written_into(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UsageError, match="is there already; name a folder that is new"):
+        merge(base, adapter, tmp_path)
+    assert [one.name for one in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_merge_that_fails_leaves_nothing_behind(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(base, adapter, tmp_path / "merged", stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pickled_weights_and_hidden_files_are_not_copied(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in base.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    for name in ("pytorch_model.bin", ".gitattributes", "pytorch_model.bin.index.json"):
+        (copy / name).write_text("old")
+    names = {one.name for one in merge(copy, adapter, tmp_path / "merged").iterdir()}
+    assert names == {one.name for one in base.iterdir()} | {MERGED}
+
+
+def test_an_adapter_of_another_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = make_answerer(tmp_path / "other-vl", "qwen2-vl-tiny", seed=5)
+    card = AdapterCard(name="birds", base_model="my/base", rank=4, alpha=12, targets=LANGUAGE,
+                       base_digest="0" * 32, base_model_type="qwen2_vl")  # fmt: skip
+    copy = tmp_path / "birds"
+    copy.mkdir()
+    for file in adapter.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    write(copy, card)
+    with pytest.raises(ModelError, match=r"was trained on my/base, and the model is .*other-vl"):
+        merge(other, copy, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_more_than_lora_is_refused(base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base, tmp_path / "birds", use_dora=True)
+    with pytest.raises(ModelError, match="DoRA"):
+        merge(base, adapter, tmp_path / "merged")
+
+
+def test_a_head_that_shares_the_embeddings_weights_is_refused(base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base, tmp_path / "birds", target_modules=["lm_head"])
+    with pytest.raises(ModelError, match="lm_head, which has no weights of its own"):
+        merge(base, adapter, tmp_path / "merged")
+
+
+def test_a_quantised_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in base.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    save_file({"model.layers.0.mlp.up_proj.qweight": torch.ones(2)}, copy / "more.safetensors")
+    with pytest.raises(ModelError, match="quantised; merge into the model they are from"):
+        merge(copy, adapter, tmp_path / "merged")

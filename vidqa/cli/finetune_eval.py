@@ -1,0 +1,124 @@
+"""`vidqa finetune eval`: base and adapter answer the same held-out questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vidqa.cli.finetune import finetune_app
+from vidqa.cli.rows import CACHE, ROW_SETTINGS, AtOnce, Cache, Data, Format
+from vidqa.command import FAILED, Run, verb
+from vidqa.errors import UsageError
+
+if TYPE_CHECKING:
+    from finetune.rows import Row
+
+PLAYGROUND = "playground"
+
+
+@verb(*ROW_SETTINGS, group=finetune_app, name="eval")
+def evaluate(
+    run: Run,
+    data: Data,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter", metavar="NAME|DIR", help="Compare this LoRA adapter to its base."
+        ),
+    ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            "--probe",
+            metavar="FILE|playground",
+            help="Questions outside the training, to see what was forgotten.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="DIR", help="Folder of the results (default: the adapter's)."
+        ),
+    ] = None,
+    format: Format = None,
+    at_once: AtOnce = 8,
+    cache: Cache = CACHE,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the intervals.")] = 0,
+) -> None:
+    """Let base and adapter answer held-out questions, and compare them with 95 % intervals.
+
+    \b
+    vidqa finetune eval --data held-out.jsonl --adapter birds
+    vidqa finetune eval --data held-out.jsonl --adapter birds --probe other-questions.jsonl
+    vidqa finetune eval --data held-out.jsonl                    the base alone, before a training
+
+    DIR gets metrics.json, report.html with the questions that the two answer differently, and the
+    answers themselves; run it again after an interruption and it goes on. Hold out whole videos: an
+    adapter that has seen a video answers about it from memory. --probe playground asks the bundled
+    tiny model what it was made to answer.
+    """
+    from dataclasses import replace
+
+    from finetune.evaluate import as_json, page, remarks, table, write_metrics
+    from finetune.evaluate import evaluate as compare
+    from finetune.infer import made_by
+    from vidqa.cli.rows import choose, progress, read_rows
+    from vidqa.output import columns, write_page
+
+    if adapter is None and output is None:
+        raise UsageError("--output: name a folder for the results; there is no adapter's to use")
+    rows = read_rows(data, format)
+    if not rows:
+        run.found_nothing(f"no row in {', '.join(map(str, data))}")
+    probe_rows, probe_file = _probe(run, probe, format)
+    asked = choose(run, adapter, at_once, cache)
+    folder = output or (asked.adapter_folder or Path()) / "evaluation"
+    files = [*data, *probe_file]
+    follows = made_by(files, asked.identity, asked.adapter_folder, asked.options)
+    with progress(run) as advance:
+        results = compare(
+            rows,
+            asked.open_client,
+            asked.options.model,
+            options=asked.options,
+            show=asked.show,
+            probe=probe_rows,
+            folder=folder,
+            made_by=follows,
+            base=asked.model,
+            name=asked.adapter.name if asked.adapter else None,
+            seed=seed,
+            on_progress=advance,
+        )
+    results = replace(results, facts={name: follows[name] for name in ("data", "look", "sampling")})
+    write_metrics(folder / "metrics.json", results)
+    write_page(folder / "report.html", page(results, asked.show))
+    if run.json:
+        run.emit(as_json(results))
+    else:
+        run.say("\n".join(columns(table(results))))
+        for one in remarks(results):
+            run.note(one)
+        run.note(f"examples: {folder / 'report.html'}")
+    if any(count for _, measured in results.sets for count in measured.failed.values()):
+        raise typer.Exit(FAILED)
+
+
+def _probe(run: Run, probe: str | None, format: str | None) -> tuple[list[Row], list[Path]]:
+    """The probe's rows and the file they are from, where there is one.
+
+    Nobody but the bundled model has learned the playground, so it is asked by itself of no other.
+    """
+    from vidqa.cli.rows import read_rows
+    from vidqa.demo.probe import knows_playground, probe_rows
+
+    if probe is None and not (
+        run.settings.base_url is None and knows_playground(run.settings.model)
+    ):
+        return [], []
+    if probe is None or probe == PLAYGROUND:
+        return probe_rows(run.settings.index / "probe", run.note), []
+    file = Path(probe)
+    return read_rows([file], format), [file]

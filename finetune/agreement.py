@@ -25,18 +25,23 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\d+(?:[.,:]\d+)*|
 _MARKER = re.compile(r"\s*\[\s*\d+(?:\s*[,;\N{EN DASH}-]\s*\d+)*\s*\]")
 
 _FILLERS = frozenset(
-    "a an the is are was were be been being it its he she they them his her their there here this "
-    "that these those of to in on at by with and or as do does did has have had which who whom "
-    "what video scene moment frame frames shown seen visible appears appear seems seem".split()
+    _WORD.findall(
+        "a an the is are was were be been being it its he she they them his her their there here "
+        "this that these those of to in on at by with and or as do does did has have had which who "
+        "whom what video scene moment frame frames shown seen visible appears appear seems seem"
+    )
 )
+_ASKING = frozenset(("what", "which", "who", "whom"))
 _NUMBERS = {
     word: str(number)
     for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen twenty".split()
+        _WORD.findall(
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+            "fifteen sixteen seventeen eighteen nineteen twenty"
+        )
     )
 }
-_DENIALS = frozenset("no not never none nobody nothing neither nor without cannot".split())
+_DENIALS = frozenset(_WORD.findall("no not never none nobody nothing neither nor without cannot"))
 _AFFIRMATIONS = frozenset(("yes",))
 
 
@@ -47,7 +52,9 @@ def without_markers(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """The words of a text, lower case, number words as digits."""
-    plain = unicodedata.normalize("NFKC", text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    plain = (
+        unicodedata.normalize("NFKC", text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    )
     plain = re.sub(r"n't\b", " not", plain)
     return [_NUMBERS.get(word, word) for word in _WORD.findall(plain)]
 
@@ -59,7 +66,7 @@ def is_not_shown(answer: str) -> bool:
 
 def same_question(question: str) -> tuple[str, ...]:
     """Equal for questions that differ in nothing but punctuation, case and filling words."""
-    return tuple(_meaning(words(question)))
+    return tuple(word for word in words(question) if word not in _FILLERS - _ASKING)
 
 
 def agreement(question: str, answer: str, again: str) -> float:

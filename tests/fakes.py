@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -75,6 +75,8 @@ class FakeEndpoint:
     raw: bytes | None = None  # sent in place of the events
     silent_seconds: float = 0.0  # before the first event
     lingers_seconds: float = 0.0  # after the end mark, with the connection open; until the end
+    # What to say to each question, in place of `pieces`: a text, or a status to refuse it with.
+    says: Callable[[dict[str, Any]], str | int] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -136,8 +138,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, "Unknown part type: video_url")
         elif self.told.raw is not None:
             self._answer(200, self.told.raw)
+        elif self.told.says is None:
+            self._stream(self.told.pieces)
+        elif isinstance(said := self.told.says(body), int):
+            self._refuse(said, self.told.error)
         else:
-            self._stream()
+            self._stream([said])
 
     def _allowed(self) -> bool:
         wanted = self.told.api_key
@@ -156,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _stream(self) -> None:
+    def _stream(self, pieces: Sequence[str]) -> None:
         time.sleep(self.told.silent_seconds)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -164,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "100000")  # more than will ever come
         self.end_headers()
         self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        for n, piece in enumerate(self.told.pieces):
+        for n, piece in enumerate(pieces):
             if n == self.told.breaks_after:
                 return
             if n == self.told.fails_after:
@@ -173,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})
         self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": self.told.finish}]})
         if self.told.counts_tokens:
-            counts = {"prompt_tokens": 100, "completion_tokens": len(self.told.pieces)}
+            counts = {"prompt_tokens": 100, "completion_tokens": len(pieces)}
             self._event({"choices": [], "usage": counts})
         self.wfile.write(b"data: [DONE]\n\n")
         self.told.ended.wait(self.told.lingers_seconds)

@@ -22,14 +22,15 @@ LAYERS = [
     {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following"},
-    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"},
-    {"finetune.formats", "finetune.layout"},
+    {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
+    | {"finetune.agreement"},
+    {"finetune.formats", "finetune.layout", "finetune.rows_file", "finetune.teacher"},
     {"finetune.check", "finetune.media"},
     {"finetune.dataset"},
     {"finetune.plan", "finetune.recipe"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask", "clip_main"},
-    {"wiring"},
+    {"finetune.build", "wiring"},
     {"demo", "server"},
     {"output"},
     {"cli"},

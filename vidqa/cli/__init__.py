@@ -15,12 +15,15 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
+from vidqa.cli import finetune_build as _finetune_build  # noqa: F401  registers its commands
 from vidqa.cli.engine import engine_app
+from vidqa.cli.finetune import finetune_app
 from vidqa.command import FAILED, Run, command_group, tell, verb
 from vidqa.errors import UsageError
 
 app = command_group(add_completion=False)
 app.add_typer(engine_app, name="engine")
+app.add_typer(finetune_app, name="finetune")
 
 Html = Annotated[
     Path | None,

@@ -1,0 +1,171 @@
+"""A file of rows that grows scene by scene, and a journal beside it of the scenes that are done.
+
+    with RowsFile.open(path) as file:
+        if job not in file.done: ...
+        file.add(job, rows, note)
+
+A row is one line, in vidqa's own JSONL. What was added is on the disk when `add` returns, so a
+process may be killed at any time: a line that it did not finish is cut off when the file is opened
+again, and a scene whose rows were written is done, whether or not the journal came to say so. One
+process at a time writes to a file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from finetune.rows import Media, Row
+from vidqa.errors import UsageError
+
+JOURNAL = ".progress"
+
+
+def row_line(row: Row) -> str:
+    """One row as a line of vidqa's own JSONL, without its end."""
+    messages = [
+        {"role": turn.role, "content": [_part(part) for part in turn.parts]} for turn in row.turns
+    ]
+    fields: dict[str, Any] = {"id": row.id, "task": row.task, "messages": messages}
+    return json.dumps({**fields, **row.extra}, ensure_ascii=False)
+
+
+def _part(part: Any) -> dict[str, Any]:
+    if isinstance(part, Media):
+        texts = [[one.start_seconds, one.end_seconds, one.text] for one in part.texts]
+        return {
+            "type": part.kind,
+            part.kind: part.paths[0],
+            "start": part.start_seconds,
+            "end": part.end_seconds,
+            "texts": texts,
+        }
+    return {"type": "text", "text": part}
+
+
+class RowsFile:
+    """The file, open for adding. `done` are the jobs that need no asking again.
+
+    `held` are the rows that were there when it was opened, as JSON objects: what is in `extra`,
+    and in place of their messages `question` and `answer`.
+    """
+
+    def __init__(self, path: Path, rows: IO[bytes], journal: IO[bytes]) -> None:
+        self.path = path
+        self.done: set[str] = set()
+        self.held: list[Mapping[str, Any]] = []
+        self._rows, self._journal = rows, journal
+
+    @classmethod
+    def open(cls, path: Path) -> RowsFile:
+        """Opens or makes both files. Raises UsageError where that cannot be, or another writes."""
+        journal_path = path.with_name(path.name + JOURNAL)
+        if not journal_path.exists() and path.exists() and path.stat().st_size:
+            raise UsageError(
+                f"{path} is there, and vidqa finetune build has not begun it; name a new file"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # First the journal: a file of rows beside it is ours.
+            journal = journal_path.open("a+b")
+            rows = path.open("a+b")
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}; name a file to write") from error
+        file = cls(path, rows, journal)
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file._read()
+        except BlockingIOError as error:
+            file.close()
+            raise UsageError(
+                f"{path}: another process adds to it; wait for it, or name another file"
+            ) from error
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._rows.close()
+        self._journal.close()
+
+    def add(self, job: str, rows: Sequence[Row], note: Mapping[str, Any]) -> None:
+        """The rows of a finished job, perhaps none, and what is to be known of it later."""
+        if rows:
+            _append(self._rows, "".join(f"{row_line(row)}\n" for row in rows))
+        _append(self._journal, json.dumps({"job": job, "rows": len(rows), **note}) + "\n")
+        self.done.add(job)
+
+    def _read(self) -> None:
+        """Raises UsageError for what is no row of ours, before anything is changed."""
+        notes = [note for _, line in _lines(self._journal) if (note := _json(line)) is not None]
+        for n, line in _lines(self._rows):
+            row = _json(line)
+            try:
+                held = {key: value for key, value in (row or {}).items() if key != "messages"}
+                self.held.append({**held, **_said(row or {})})
+            except (ValueError, TypeError, AttributeError, LookupError, StopIteration) as error:
+                raise UsageError(
+                    f"{self.path}:{n}: no row of vidqa's own JSONL; take the line out, or name a "
+                    "new file"
+                ) from error
+        _cut(self._journal)
+        _cut(self._rows)
+        self.done |= {str(one["job"]) for one in [*notes, *self.held] if "job" in one}
+
+
+def _said(row: Mapping[str, Any]) -> dict[str, str]:
+    """What the user and the assistant say in a row."""
+    said = {turn["role"]: turn["content"] for turn in row["messages"]}
+    return {"question": _text(said["user"]), "answer": _text(said["assistant"])}
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")
+
+
+def _json(line: bytes) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        value = json.loads(line)
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def _append(file: IO[bytes], text: str) -> None:
+    """In one write, so that no other fate than the whole text or a torn end is likely."""
+    file.write(text.encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The whole lines that are not empty, with their numbers from 1."""
+    file.seek(0)
+    for n, line in enumerate(file, start=1):
+        if line.endswith(b"\n") and line.strip():
+            yield n, line
+
+
+def _cut(file: IO[bytes]) -> None:
+    """Takes away what follows the last line's end."""
+    file.seek(0)
+    file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from finetune.rows import Media, Row
+from finetune.rows import Media, Origin, Row, Turn
 from vidqa.errors import UsageError
+from vidqa.types import TextSpan
 
 JOURNAL = ".progress"
 
@@ -47,6 +48,45 @@ def _part(part: Any) -> dict[str, Any]:
             "texts": texts,
         }
     return {"type": "text", "text": part}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file as `row_line` writes them. Raises UsageError, with the line."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; name a file of rows") from error
+    rows = []
+    for n, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(json.loads(line), Origin(str(path), n)))
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise UsageError(f"{path}:{n}: no row of vidqa's own JSONL") from error
+    return rows
+
+
+def _row(fields: dict[str, Any], origin: Origin) -> Row:
+    turns = []
+    for message in fields.pop("messages"):
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [_read_part(one) for one in content]
+        turns.append(Turn(message["role"], tuple(parts)))
+    task, name = fields.pop("task", None), fields.pop("id", None)
+    return Row(tuple(turns), origin, id=name, task=task, extra=fields)
+
+
+def _read_part(part: dict[str, Any]) -> str | Media:
+    if part["type"] == "text":
+        return str(part["text"])
+    return Media(
+        part["type"],
+        (part[part["type"]],),
+        start_seconds=part.get("start"),
+        end_seconds=part.get("end"),
+        texts=tuple(TextSpan(*one) for one in part.get("texts", ())),
+    )
 
 
 class RowsFile:

@@ -24,7 +24,10 @@ LAYERS = [
     {"following"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
     | {"finetune.agreement"},
-    {"finetune.formats", "finetune.layout", "finetune.rows_file", "finetune.teacher"},
+    {"finetune.formats", "finetune.layout", "finetune.rows_file", "finetune.teacher"}
+    | {"finetune.row_pictures"},
+    {"finetune.review"},
+    {"finetune.review_server"},
     {"finetune.check", "finetune.media"},
     {"finetune.dataset"},
     {"finetune.plan", "finetune.recipe"},

@@ -292,3 +292,68 @@ def _tell(run: Run, report: Report, options: BuildOptions, output: Path) -> None
     if report.stopped:
         lines.append(f"stopped with {report.left} scenes left: {report.stopped}")
     run.say("\n".join(lines))
+
+
+@verb(group=finetune_app)
+def review(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows of vidqa's own JSONL.")],
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on this machine; 0: any.")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> None:
+    """Look through rows in a browser: keep, edit or drop each; Ctrl-C ends it.
+
+    \b
+    vidqa finetune review rows.jsonl          rows.reviewed.jsonl holds what was kept
+
+    Keys: j and k go on and back, y keeps, e edits, d drops, u takes back. Each decision is saved
+    at once; FILE itself is only read. The page is for this machine alone.
+    """
+    import signal
+    import webbrowser
+
+    from finetune.review import Review
+    from finetune.review_server import ReviewServer
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with (
+        Review.open(file) as rows,
+        ReviewServer(rows, _library(run), port) as server,
+    ):
+        if run.json:
+            run.emit({"event": "listening", "url": server.url, "output": str(rows.output)})
+        else:
+            run.say(f"review {len(rows.rows)} rows at {server.url} (Ctrl-C ends it)")
+        if browser and not run.json:
+            webbrowser.open(server.url)
+        before = signal.signal(signal.SIGTERM, interrupted)
+        try:
+            server.serve()
+        except KeyboardInterrupt:
+            pass  # the one way to end it
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        counts = rows.counts()
+        if run.json:
+            run.emit({"event": "summary", "output": str(rows.output), **counts})
+        else:
+            told = ", ".join(f"{counts[one]} {one}" for one in ("kept", "edited", "dropped"))
+            run.say(f"{told}, {counts['open']} left; to train on: {rows.output}")
+
+
+def _library(run: Run) -> Library | None:
+    """Where kept pictures are; without one the files of the rows are decoded."""
+    from vidqa.errors import LibraryError
+    from vidqa.frames import pictures_at
+    from vidqa.library import Library
+
+    try:
+        return Library.open(run.settings.index, pictures_at=pictures_at)
+    except LibraryError:
+        return None

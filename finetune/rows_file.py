@@ -30,22 +30,25 @@ JOURNAL = ".progress"
 
 def row_line(row: Row) -> str:
     """One row as a line of vidqa's own JSONL, without its end."""
-    messages = [
+    fields: dict[str, Any] = {"vidqa": 1, "id": row.id, "task": row.task}
+    fields["messages"] = [
         {"role": turn.role, "content": [_part(part) for part in turn.parts]} for turn in row.turns
     ]
-    fields: dict[str, Any] = {"id": row.id, "task": row.task, "messages": messages}
-    return json.dumps({**fields, **row.extra}, ensure_ascii=False)
+    fields["extra"] = dict(row.extra)
+    return json.dumps({name: value for name, value in fields.items() if value is not None})
 
 
 def _part(part: Any) -> dict[str, Any]:
     if isinstance(part, Media):
-        texts = [[one.start_seconds, one.end_seconds, one.text] for one in part.texts]
         return {
             "type": part.kind,
             part.kind: part.paths[0],
             "start": part.start_seconds,
             "end": part.end_seconds,
-            "texts": texts,
+            "texts": [
+                {"start": one.start_seconds, "end": one.end_seconds, "text": one.text}
+                for one in part.texts
+            ],
         }
     return {"type": "text", "text": part}
 
@@ -69,12 +72,12 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(fields: dict[str, Any], origin: Origin) -> Row:
     turns = []
-    for message in fields.pop("messages"):
+    for message in fields["messages"]:
         content = message["content"]
         parts = [content] if isinstance(content, str) else [_read_part(one) for one in content]
         turns.append(Turn(message["role"], tuple(parts)))
-    task, name = fields.pop("task", None), fields.pop("id", None)
-    return Row(tuple(turns), origin, id=name, task=task, extra=fields)
+    extra = fields.get("extra") or {}
+    return Row(tuple(turns), origin, id=fields.get("id"), task=fields.get("task"), extra=extra)
 
 
 def _read_part(part: dict[str, Any]) -> str | Media:
@@ -85,7 +88,9 @@ def _read_part(part: dict[str, Any]) -> str | Media:
         (part[part["type"]],),
         start_seconds=part.get("start"),
         end_seconds=part.get("end"),
-        texts=tuple(TextSpan(*one) for one in part.get("texts", ())),
+        texts=tuple(
+            TextSpan(one["start"], one["end"], one["text"]) for one in part.get("texts", ())
+        ),
     )
 
 
@@ -157,11 +162,10 @@ class RowsFile:
         """Raises UsageError for what is no row of ours, before anything is changed."""
         notes = [note for _, line in _lines(self._journal) if (note := _json(line)) is not None]
         for n, line in _lines(self._rows):
-            row = _json(line)
+            row = _json(line) or {}
             try:
-                held = {key: value for key, value in (row or {}).items() if key != "messages"}
-                self.held.append({**held, **_said(row or {})})
-            except (ValueError, TypeError, AttributeError, LookupError, StopIteration) as error:
+                self.held.append({**row.get("extra", {}), **_said(row)})
+            except (ValueError, TypeError, AttributeError, LookupError) as error:
                 raise UsageError(
                     f"{self.path}:{n}: no row of vidqa's own JSONL; take the line out, or name a "
                     "new file"

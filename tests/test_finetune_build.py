@@ -139,7 +139,9 @@ def run(
 
 
 def rows_in(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    """The rows, what is in `extra` beside the rest."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [row | row["extra"] for row in rows]
 
 
 @pytest.fixture

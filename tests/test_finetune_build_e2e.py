@@ -46,7 +46,7 @@ def test_the_real_model_answers_ones_own_questions_and_repeats_itself(
     assert (code, total["failed"]) == (0, {})
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert len(rows) == total["rows"] >= len(asked)
-    assert {row["teacher"] for row in rows} == {"tiny-qwen2-vl"}
+    assert {row["extra"]["teacher"] for row in rows} == {"tiny-qwen2-vl"}
     # Of the scenes that show what is asked for, most answers are the true ones.
     right = [
         one.answer.lower() in json.dumps(row["messages"][-1]).lower()
@@ -54,9 +54,9 @@ def test_the_real_model_answers_ones_own_questions_and_repeats_itself(
         for row in rows
         if one.answer is not None
         and one.text in json.dumps(row["messages"][0])
-        and Path(row["video"]).name == one.film
-        and row["start_seconds"] < one.end_seconds
-        and row["end_seconds"] > one.start_seconds
+        and Path(row["extra"]["video"]).name == one.film
+        and row["extra"]["start_seconds"] < one.end_seconds
+        and row["extra"]["end_seconds"] > one.start_seconds
     ]
     assert len(right) >= len(asked) / 2
     assert sum(right) / len(right) >= 0.5

@@ -37,15 +37,17 @@ def build(
 def test_the_real_model_answers_ones_own_questions_and_repeats_itself(
     films: Films, serve_runtime: Path, tmp_path: Path
 ) -> None:
-    asked = [one for one in films.questions if one.type in TYPES and one.answer is not None]
+    known = [one for one in films.questions if one.type in TYPES and one.answer is not None]
+    film = known[0].film
+    asked = [one for one in known if one.film == film][:2]
     questions, output = tmp_path / "questions.txt", tmp_path / "rows.jsonl"
     questions.write_text("".join(f"{one.text}\n" for one in asked))
-    flags = ["--questions", str(questions), "--again-temperature", "0.2"]
+    flags = ["--questions", str(questions), "--again-temperature", "0.2", "--video", film]
     code, events = build(films, serve_runtime, output, *flags)
     total = events[-1]
     assert (code, total["failed"]) == (0, {})
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    assert len(rows) == total["rows"] >= len(asked)
+    assert len(rows) == total["rows"] >= 1
     assert {row["extra"]["teacher"] for row in rows} == {"tiny-qwen2-vl"}
     # Of the scenes that show what is asked for, most answers are the true ones.
     right = [
@@ -58,7 +60,7 @@ def test_the_real_model_answers_ones_own_questions_and_repeats_itself(
         and row["extra"]["start_seconds"] < one.end_seconds
         and row["extra"]["end_seconds"] > one.start_seconds
     ]
-    assert len(right) >= len(asked) / 2
+    assert right
     assert sum(right) / len(right) >= 0.5
     again_code, again = build(films, serve_runtime, output, *flags)
     assert (again_code, again[-1]["requests"]) == (0, 0)

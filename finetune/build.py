@@ -19,7 +19,7 @@ import hashlib
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.agreement import agreement, is_not_shown, same_question
 from finetune.rows import Media, Origin, Row, Turn
-from finetune.rows_file import RowsFile
+from finetune.rows_file import RowsFile, said_by
 from finetune.teacher import UNANSWERABLE, Draft, NoQuestions, Spent, Teacher, Wanted, fault
 from vidqa.ask import AskOptions, prepare
 from vidqa.errors import EndpointError, NothingFound, UsageError, VidqaError
@@ -211,8 +211,8 @@ class _Run:
         self._file, self._model, self._listener = file, model, listener
         waiting = [one for one in moments if _job(one, options) not in file.done]
         self._waiting = waiting[::-1]
-        self._seen = {_question_key(held) for held in file.held}
-        self._answers = Counter(is_not_shown(held["answer"]) for held in file.held)
+        self._seen = {_key(row) for row in file.held}
+        self._answers = Counter(is_not_shown(said_by(row, "assistant")) for row in file.held)
         self._most = Spent()  # of one scene
         self._failures_in_a_row = 0
         self.report = Report(
@@ -316,9 +316,11 @@ class _Run:
         for row in candidates:
             reason = self._surplus(row, report.rows_before + report.rows + len(outcome.rows))
             if reason:
-                outcome.dropped.append(Dropped(reason, _said(row, 0), _said(row, 1)))
+                outcome.dropped.append(
+                    Dropped(reason, said_by(row, "user"), said_by(row, "assistant"))
+                )
                 continue
-            self._seen.add(_row_key(row))
+            self._seen.add(_key(row))
             self._answers[row.extra["kind"] == UNANSWERABLE] += 1
             outcome.rows.append(row)
         report.rows += len(outcome.rows)
@@ -332,7 +334,7 @@ class _Run:
         self._file.add(outcome.job, outcome.rows, note)
 
     def _surplus(self, row: Row, held: int) -> str:
-        if _row_key(row) in self._seen:
+        if _key(row) in self._seen:
             return "duplicate"
         share = self._options.unanswerable
         if row.extra["kind"] == UNANSWERABLE and share < 1:
@@ -458,17 +460,10 @@ def _job(moment: Moment, options: BuildOptions) -> str:
     return f"{moment.video_id} {times} {options.task}"
 
 
-def _question_key(held: Mapping[str, Any]) -> tuple[object, ...]:
-    start = round(float(held.get("start_seconds") or 0), 3)
-    return held.get("video_id"), start, same_question(held["question"])
-
-
-def _row_key(row: Row) -> tuple[object, ...]:
-    return _question_key({**row.extra, "question": _said(row, 0)})
-
-
-def _said(row: Row, turn: int) -> str:
-    return " ".join(part for part in row.turns[turn].parts if isinstance(part, str))
+def _key(row: Row) -> tuple[object, ...]:
+    """Equal for rows that ask the same about one scene."""
+    start = round(float(row.extra.get("start_seconds", 0)), 3)
+    return row.extra.get("video_id"), start, same_question(said_by(row, "user"))
 
 
 def _dropped_json(one: Dropped) -> dict[str, object]:

@@ -26,8 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self, get_args
 
+from finetune.formats import read
 from finetune.rows import Row, Turn
-from finetune.rows_file import read_rows, row_line
+from finetune.rows_file import row_line
 from vidqa.errors import UsageError
 
 State = Literal["kept", "edited", "dropped"]
@@ -50,7 +51,7 @@ class Review:
         self.rows = rows
         self.output = path.with_name(f"{path.stem}.reviewed.jsonl")
         self._decisions_path = path.with_name(f"{path.stem}.review.json")
-        self._keys = [_key(row) for row in rows]
+        self._keys = [_key(row, path) for row in rows]
         self._held = held
         self._turn = threading.Lock()
         self._decisions: dict[str, Decision] = {}
@@ -58,9 +59,12 @@ class Review:
     @classmethod
     def open(cls, path: Path) -> Review:
         """Raises UsageError: a file that cannot be read, or that somebody else reviews."""
-        rows = read_rows(path)
-        if not rows:
-            raise UsageError(f"{path} holds no rows; make some: vidqa finetune build")
+        rows = read(path)
+        for row in rows:
+            if row.faults:
+                raise UsageError(
+                    f"{row.origin}: {row.faults[0]}; mend what vidqa finetune check names first"
+                )
         held = path.open("rb")
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,7 +142,7 @@ class Review:
     def _save(self) -> None:
         decisions = {key: asdict(one) for key, one in self._decisions.items()}
         _replace(self._decisions_path, json.dumps(decisions, ensure_ascii=False, indent=0) + "\n")
-        _replace(self.output, "".join(f"{row_line(row)}\n" for row in self._wanted()))
+        _replace(self.output, "".join(row_line(row, self.output) for row in self._wanted()))
 
     def _wanted(self) -> Iterable[Row]:
         for n in range(len(self.rows)):
@@ -157,12 +161,6 @@ class Review:
             raise UsageError(
                 f"{self._decisions_path}: holds no decisions; move it away to begin anew"
             ) from error
-
-
-def said_by(row: Row, role: str) -> str:
-    """What the turns of a role say in plain text, one a line."""
-    turns = (turn for turn in row.turns if turn.role == role)
-    return "\n".join(" ".join(one for one in turn.parts if isinstance(one, str)) for turn in turns)
 
 
 def is_editable(row: Row) -> bool:
@@ -205,9 +203,9 @@ def _with_text(turn: Turn, text: str | None) -> Turn:
     return replace(turn, parts=tuple(text if isinstance(p, str) else p for p in turn.parts))
 
 
-def _key(row: Row) -> str:
+def _key(row: Row, path: Path) -> str:
     """By all that the row says, so that a changed row is a new one."""
-    said = row_line(replace(row, extra={})).encode("utf-8", "surrogateescape")
+    said = row_line(replace(row, extra={}), path).encode("utf-8", "surrogateescape")
     return hashlib.sha256(said).hexdigest()[:24]
 
 

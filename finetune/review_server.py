@@ -26,9 +26,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from finetune.review import Review, is_editable, said_by
+from finetune.review import Review, is_editable
 from finetune.row_pictures import row_pictures
 from finetune.rows import Row
+from finetune.rows_file import said_by
 from vidqa.errors import UsageError, VidqaError
 from vidqa.prompt import clock, time_range
 

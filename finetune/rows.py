@@ -96,7 +96,8 @@ class Row:
 
     `task` says how answers are scored, None leaves it to their form. `choices` are what a question
     of several offers. `extra` are fields of the file that mean nothing here, kept for whoever
-    converts it.
+    converts it. `faults` are what could not be read: a row that has any may be incomplete, or have
+    no turns at all, and is there to be reported, not to be trained on.
     """
 
     turns: tuple[Turn, ...]
@@ -105,6 +106,7 @@ class Row:
     task: Task | None = None
     choices: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -114,3 +116,14 @@ class Row:
     @property
     def parts(self) -> Iterator[Part]:
         return (part for turn in self.turns for part in turn.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a row, or what became of it, in one line for a person."""
+
+    origin: Origin
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.message}"

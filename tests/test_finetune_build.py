@@ -29,6 +29,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finetune.build import BuildOptions, Report, build, choose, read_questions
+from finetune.check import check
+from finetune.formats import detect, read
 from finetune.rows_file import RowsFile
 from finetune.teacher import UNANSWERABLE, Teacher
 from vidqa.cli import app
@@ -161,6 +163,9 @@ def test_rows_are_what_the_teacher_repeats(
     assert report.dropped == {"not repeated when asked again": 9}
     rows = rows_in(rows_file)
     assert len(rows) == 27
+    # What was written can be read, checked and trained on like any other data.
+    assert detect(rows_file) == "vidqa"
+    assert check(read(rows_file)) == []
     assert Counter(row["kind"] for row in rows) == {"attribute": 18, UNANSWERABLE: 9}
     assert min(row["agreement"] for row in rows) >= 0.6
     assert {row["teacher"] for row in rows} == {"fake-vl"}

@@ -20,10 +20,11 @@ import pytest
 from media import make_film, shot
 from PIL import Image
 
+from finetune.formats import read
 from finetune.review import Review, is_editable
 from finetune.review_server import ReviewServer
 from finetune.rows import Media, Origin, Row, Turn
-from finetune.rows_file import read_rows, row_line
+from finetune.rows_file import row_line
 from vidqa.errors import UsageError
 from vidqa.types import TextSpan
 
@@ -54,7 +55,7 @@ def path(tmp_path: Path, film: Path) -> Path:
         row(f"Who? {HOSTILE}", f"Nobody {HOSTILE}", "/nowhere.mp4"),
         row("How many?", "Three.", str(film)),
     ]
-    file.write_text("".join(f"{row_line(one)}\n" for one in rows))
+    file.write_text("".join(row_line(one, file) for one in rows))
     return file
 
 
@@ -66,7 +67,8 @@ def review(path: Path) -> Iterator[Review]:
 
 def answers(path: Path) -> list[tuple[str, str]]:
     """Question and answer of every row of a file."""
-    return [(str(one.turns[0].parts[-1]), str(one.turns[1].parts[-1])) for one in read_rows(path)]
+    rows = read(path) if path.stat().st_size else []
+    return [(str(one.turns[0].parts[-1]), str(one.turns[1].parts[-1])) for one in rows]
 
 
 # ---------------------------------------------------------------- decisions
@@ -79,7 +81,7 @@ def test_only_rows_that_were_kept_or_edited_are_written(review: Review, path: Pa
     assert answers(review.output) == [("What is it?", "A star.")]
     review.decide(2, "edited", answer="  Four.\n")
     assert answers(review.output) == [("What is it?", "A star."), ("How many?", "Four.")]
-    kept = read_rows(review.output)
+    kept = read(review.output)
     assert [one.extra["review"] for one in kept] == ["kept", "edited"]
     assert kept[0].media == review.rows[0].media
     assert review.output.name == "rows.reviewed.jsonl"
@@ -89,7 +91,7 @@ def test_only_rows_that_were_kept_or_edited_are_written(review: Review, path: Pa
 def test_decisions_are_there_again_also_when_rows_were_added(path: Path) -> None:
     with Review.open(path) as review:
         review.decide(1, "edited", question="Whose?")
-    new = f"{row_line(row('New?', 'Yes.'))}\n"
+    new = row_line(row("New?", "Yes."), path)
     path.write_text(new + path.read_text())
     with Review.open(path) as review:
         assert review.counts() == {"open": 3, "edited": 1}
@@ -151,10 +153,13 @@ def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         Review.open(file)
     file.write_text("\n")
-    with pytest.raises(UsageError, match="holds no rows"):
+    with pytest.raises(UsageError, match="holds no row"):
         Review.open(file)
     file.write_text("{}\n")
-    with pytest.raises(UsageError, match=r"rows\.jsonl:1"):
+    with pytest.raises(UsageError, match="is of no known format"):
+        Review.open(file)
+    file.write_text('{"vidqa": 1, "messages": [{"role": "poet", "content": "Oh"}]}\n')
+    with pytest.raises(UsageError, match=r"rows\.jsonl:1: role 'poet' is unknown.*finetune check"):
         Review.open(file)
 
 

@@ -24,11 +24,10 @@ LAYERS = [
     {"following"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
     | {"finetune.agreement"},
-    {"finetune.formats", "finetune.layout", "finetune.rows_file", "finetune.teacher"}
-    | {"finetune.row_pictures"},
-    {"finetune.review"},
+    {"finetune.formats", "finetune.layout", "finetune.row_pictures", "finetune.teacher"},
+    {"finetune.identity", "finetune.media", "finetune.rows_file"},
+    {"finetune.check", "finetune.review", "finetune.split"},
     {"finetune.review_server"},
-    {"finetune.check", "finetune.media"},
     {"finetune.dataset"},
     {"finetune.plan", "finetune.recipe"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
@@ -58,7 +57,9 @@ def modules() -> list[str]:
 
 def known_as(module: str) -> str:
     """The name in the table: a folder that is one noun stands there as a whole."""
-    return next((known for known in (module, module.split(".")[0]) if known in LEVEL), module)
+    parts = module.split(".")
+    names = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((name for name in names if name in LEVEL), module)
 
 
 def file_of(module: str) -> Path:

@@ -20,3 +20,9 @@ class Box:
     right: float
     bottom: float
     unit: Unit = "fraction"
+
+
+def question(phrase: str) -> str:
+    """How a model is asked where something is: in asking, and in training data made of boxes."""
+    words = " ".join(phrase.split()).rstrip(".?!")
+    return f"Locate {words} in this picture and output the bounding box coordinates."

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
-from vidqa.cli import finetune_build as _finetune_build  # noqa: F401  registers its commands
+from vidqa.cli import finetune_build, finetune_data  # noqa: F401  register their commands
 from vidqa.cli.engine import engine_app
 from vidqa.cli.finetune import finetune_app
 from vidqa.command import FAILED, Run, command_group, tell, verb

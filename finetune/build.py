@@ -53,7 +53,8 @@ class BuildOptions:
     scene in place of what the teacher would write. `unanswerable` is the share of rows whose answer
     is that the scene does not show it. `agreement` is the least from 0 to 1 by which each of
     `repeats` answers must agree with the first. Prices are for a million tokens, in any currency.
-    `max_rows` bounds the file, the other limits this run.
+    `max_rows` bounds the file, the other limits this run: no scene is begun that would pass them if
+    it took as much as the dearest before it. What a scene takes, the first one shows, alone.
     """
 
     scenes: int = 100

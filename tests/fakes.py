@@ -78,6 +78,8 @@ class FakeEndpoint:
     raw: bytes | None = None  # sent in place of the events
     silent_seconds: float = 0.0  # before the first event
     lingers_seconds: float = 0.0  # after the end mark, with the connection open; until the end
+    # What to say to each question, in place of `pieces`: a text, or a status to refuse it with.
+    says: Callable[[dict[str, Any]], str | int] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -141,8 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, "Unrecognized request argument supplied: skip_special_tokens")
         elif self.told.raw is not None:
             self._answer(200, self.told.raw)
+        elif self.told.answer is not None:
+            self._stream([self.told.answer(body)])
+        elif self.told.says is None:
+            self._stream(self.told.pieces)
+        elif isinstance(said := self.told.says(body), int):
+            self._refuse(said, self.told.error)
         else:
-            self._stream(body)
+            self._stream([said])
 
     def _allowed(self) -> bool:
         wanted = self.told.api_key
@@ -161,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _stream(self, body: dict[str, Any]) -> None:
+    def _stream(self, pieces: Sequence[str]) -> None:
         time.sleep(self.told.silent_seconds)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -169,8 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "100000")  # more than will ever come
         self.end_headers()
         self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        pieces = self.told.pieces if self.told.answer is None else [self.told.answer(body)]
-        if pieces == [""]:
+        if list(pieces) == [""]:
             return
         for n, piece in enumerate(pieces):
             if n == self.told.breaks_after:
@@ -181,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})
         self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": self.told.finish}]})
         if self.told.counts_tokens:
-            counts = {"prompt_tokens": 100, "completion_tokens": len(self.told.pieces)}
+            counts = {"prompt_tokens": 100, "completion_tokens": len(pieces)}
             self._event({"choices": [], "usage": counts})
         self.wfile.write(b"data: [DONE]\n\n")
         self.told.ended.wait(self.told.lingers_seconds)

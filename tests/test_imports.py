@@ -25,11 +25,12 @@ LAYERS = [
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following", "engine_adapters"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
-    | {"finetune.metrics", "finetune.times"},
+    | {"finetune.agreement", "finetune.metrics", "finetune.times"},
     {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"}
-    | {"finetune.shelf"},
-    {"finetune.identity", "finetune.media"},
-    {"finetune.check", "finetune.split"},
+    | {"finetune.row_pictures", "finetune.shelf", "finetune.teacher"},
+    {"finetune.identity", "finetune.media", "finetune.rows_file"},
+    {"finetune.check", "finetune.review", "finetune.split"},
+    {"finetune.review_server"},
     {"finetune.answer_file", "finetune.dataset", "finetune.fetch", "finetune.progress"}
     | {"finetune.recipe", "finetune.run_folder"},
     {"finetune.features", "finetune.infer", "finetune.loss", "finetune.model", "finetune.plan"},
@@ -38,7 +39,7 @@ LAYERS = [
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask", "clip_main"},
     {"ground"},
-    {"wiring"},
+    {"finetune.build", "wiring"},
     {"demo", "server"},
     {"output"},
     {"cli"},

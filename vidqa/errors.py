@@ -67,9 +67,18 @@ class EngineError(VidqaError):
 
 
 class EndpointError(VidqaError):
-    """`refused`: the request is at fault; `unreachable`: nobody listens there; else it failed."""
+    """`refused`: the request is at fault; `unreachable`: nobody listens there; `denied`: the key is
+    not right; else it failed."""
 
-    def __init__(self, message: str, *, refused: bool = False, unreachable: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        refused: bool = False,
+        unreachable: bool = False,
+        denied: bool = False,
+    ) -> None:
         super().__init__(message)
         self.refused = refused
         self.unreachable = unreachable
+        self.denied = denied

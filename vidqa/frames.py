@@ -278,6 +278,8 @@ def frame_at(path: str, seconds: float) -> FullFrame:
             small = Scaler(*picture_size(*size), "bgr24", fine())(picture)
             return FullFrame(image, Picture(at, encode_jpeg(small)))
     raise VideoError(f"{shown(path)}: has no frame at {seconds:g} s")
+
+
 def picture(path: str, seconds: float) -> Picture:
     """The picture on the screen at a time. Raises VideoError as `pictures_at` does."""
     return pictures_at(path, [seconds])[0]

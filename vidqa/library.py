@@ -18,6 +18,7 @@ store by its generation. This module decodes, embeds and prints nothing.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -240,6 +241,15 @@ class Library:
 
     # ------------------------------------------------------------ searching
 
+    def scene_keys(
+        self, filters: Filters | None = None, where: str | None = None
+    ) -> list[SceneKey]:
+        """The scenes that have frames and fit, by video id and number; as in `search`."""
+        allowed = self._allowed(filters, where)
+        if not allowed:
+            return self._store.scene_keys()
+        return self._store.scene_keys(functools.reduce(np.intersect1d, allowed))
+
     def moments(self, scores: Mapping[SceneKey, float]) -> list[Moment]:
         """Scenes, by video id and number, as moments with their scores, frames and texts.
 
@@ -263,12 +273,7 @@ class Library:
         self._check(vector)
         if k < 1:
             raise UsageError(f"k is {k}; at least 1 is needed")
-        allowed = []
-        if filters is not None and filters != Filters():
-            allowed.append(self._store.frames_that_fit(filters))
-        if where is not None:
-            allowed.append(self._store.frames_where(where))
-        ids, scores = self._index.search(vector, k, allowed)
+        ids, scores = self._index.search(vector, k, self._allowed(filters, where))
         by_id = {row.frame_id: row for row in self._store.frames(ids.tolist())}
         return [
             FrameHit(row.video_id, row.scene_index, row.seconds, float(score))
@@ -276,6 +281,15 @@ class Library:
             # A frame may have gone since the index was brought in line.
             if (row := by_id.get(frame_id)) is not None
         ]
+
+    def _allowed(self, filters: Filters | None, where: str | None) -> list[NDArray[np.int64]]:
+        """Ids of the frames that fit each of what is given, rising."""
+        allowed = []
+        if filters is not None and filters != Filters():
+            allowed.append(self._store.frames_that_fit(filters))
+        if where is not None:
+            allowed.append(self._store.frames_where(where))
+        return allowed
 
     def relevance(
         self, vector: NDArray[np.float32], video_ids: Sequence[str], *, max_points: int = 200

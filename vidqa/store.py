@@ -644,6 +644,16 @@ class Store:
                 stop.cancel()
         return np.asarray(ids["frame_id"], np.int64)
 
+    def scene_keys(self, frame_ids: NDArray[np.int64] | None = None) -> list[SceneKey]:
+        """The scenes that hold frames, or one of these frames, by video id and number."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT video_id, scene_index FROM frames "
+                "WHERE $1 IS NULL OR frame_id IN (SELECT unnest($1::BIGINT[])) ORDER BY ALL",
+                [None if frame_ids is None else frame_ids.tolist()],
+            ).fetchall()
+        return [(str(video_id), int(index)) for video_id, index in rows]
+
 
 # ---------------------------------------------------------------- statements
 

@@ -253,7 +253,8 @@ class AsyncVlmClient:
         if status in (401, 403):
             raise EndpointError(
                 f"{self.base_url} refuses the key ({status}: {reason}); "
-                "give the right one with VIDQA_API_KEY"
+                "give the right one with VIDQA_API_KEY",
+                denied=True,
             )
         if status == 404 and body:
             raise EndpointError(f"{self.base_url}: {reason}; {await self._what_there_is()}")

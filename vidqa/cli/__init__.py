@@ -15,7 +15,12 @@ from typing import Annotated
 import typer
 
 from vidqa import __version__
-from vidqa.cli import finetune_data, finetune_eval, finetune_train  # noqa: F401  they register
+from vidqa.cli import (  # noqa: F401  they register their commands
+    finetune_build,
+    finetune_data,
+    finetune_eval,
+    finetune_train,
+)
 from vidqa.cli.adapters import adapters_app
 from vidqa.cli.engine import engine_app
 from vidqa.cli.finetune import finetune_app

@@ -105,9 +105,7 @@ def box_rows(made: Sequence[world.Film], folder: Path, per_scene: int = 1) -> li
                 frame = rng.randrange(count // 4, count * 3 // 4)  # clear of fades
                 seconds = span.start_seconds + (frame + 0.5) / films.FPS
                 media = Media("image", (str(folder / film.name),), at_seconds=round(seconds, 4))
-                rows += [
-                    _located(media, thing, frame / (count - 1)) for thing in scene.things
-                ]
+                rows += [_located(media, thing, frame / (count - 1)) for thing in scene.things]
     return rows
 
 

@@ -88,7 +88,7 @@ def _wanted(rows: Sequence[Row], look: Look) -> list[tuple[Media, int]]:
     wanted: dict[tuple[Media, int], None] = {}
     for row in rows:
         try:
-            counts = frame_counts(row.media, look.max_frames)
+            counts = frame_counts(row.media, look)
         except UsageError:
             continue
         wanted |= dict.fromkeys(zip(row.media, counts, strict=True))

@@ -38,6 +38,7 @@ class Look:
     layout        "ask", "plain", or "auto": plain for rows with boxes, ask for all others
     cite          answers about a single moment end in its citation
     max_frames    of all videos of a row together; pictures are not counted
+    frames_per_moment   of one of them, at most
     max_pixels    of one frame
     sample_fps    frames a second that are sampled, of which `max_frames` are chosen evenly
     """
@@ -45,6 +46,7 @@ class Look:
     layout: Layout = "auto"
     cite: bool = True
     max_frames: int = 16
+    frames_per_moment: int = 768
     max_pixels: int = PICTURE_LONG_SIDE * PICTURE_SHORT_SIDE
     sample_fps: float = 1.0
 
@@ -54,6 +56,10 @@ class Look:
             raise UsageError(f"layout {self.layout!r}: choose one of {allowed}")
         if self.max_frames < 2:
             raise UsageError(f"max_frames {self.max_frames}: at least 2, as frames go in pairs")
+        if self.frames_per_moment < 2:
+            raise UsageError(
+                f"frames_per_moment {self.frames_per_moment}: at least 2, as frames go in pairs"
+            )
         if self.max_pixels < 28 * 28:
             raise UsageError(f"max_pixels {self.max_pixels}: at least {28 * 28}, one visual token")
         if not self.sample_fps > 0:

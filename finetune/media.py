@@ -48,21 +48,22 @@ _END_SECONDS = 1.0
 
 def show_row(row: Row, look: Look, shelf: Shelf | None = None) -> tuple[Shown, ...]:
     """What is shown of all media of a row. Raises VideoError or UsageError, each one line."""
-    counts = frame_counts(row.media, look.max_frames)
+    counts = frame_counts(row.media, look)
     return tuple(
         show(media, look, frames, shelf) for media, frames in zip(row.media, counts, strict=True)
     )
 
 
-def frame_counts(media: Sequence[Media], max_frames: int) -> list[int]:
+def frame_counts(media: Sequence[Media], look: Look) -> list[int]:
     """How many frames each may show: pairs dealt out in turn among videos, one for a picture."""
     videos = [one for one in media if one.kind == "video"]
-    if 2 * len(videos) > max_frames:
+    if 2 * len(videos) > look.max_frames:
         raise UsageError(
             f"{len(videos)} videos in one row need {2 * len(videos)} frames; "
-            f"max_frames is {max_frames}"
+            f"max_frames is {look.max_frames}"
         )
-    dealt = iter(deal([max_frames] * len(videos), max_frames, max_frames))
+    frames = [look.max_frames] * len(videos)
+    dealt = iter(deal(frames, look.max_frames, look.frames_per_moment))
     return [next(dealt) if one.kind == "video" else 1 for one in media]
 
 

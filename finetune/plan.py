@@ -176,7 +176,7 @@ def _media_tokens(row: Row, shown: Sequence[Shown], look: Look, encoder: Encoder
     To save making pictures that are still too many; what is used is measured as it is.
     """
     try:
-        counts = frame_counts(row.media, look.max_frames)
+        counts = frame_counts(row.media, look)
     except UsageError:
         return None
     merged = encoder.processor.video_processor.merge_size**2

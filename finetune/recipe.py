@@ -119,6 +119,9 @@ class Recipe:
     max_frames: int = setting(
         16, "Frames shown of a row, in all.", minimum=2, maximum=768, flag="--frames"
     )
+    frames_per_moment: int = setting(
+        768, "Frames shown of one video of a row, at most.", minimum=2, maximum=768
+    )
     max_pixels: int = setting(
         420 * 364, "Pixels of one frame, at most.", minimum=56 * 56, maximum=1280 * 28 * 28
     )

@@ -158,6 +158,7 @@ def look_of(recipe: Recipe) -> Look:
         layout=recipe.layout,  # type: ignore[arg-type]
         cite=recipe.cite,
         max_frames=recipe.max_frames,
+        frames_per_moment=recipe.frames_per_moment,
         max_pixels=recipe.max_pixels,
         sample_fps=recipe.sample_fps,
     )

@@ -145,11 +145,12 @@ def test_a_part_of_a_list_is_chosen_from_evenly(tmp_path: Path) -> None:
 
 def test_frames_are_dealt_out_among_the_videos_of_a_row() -> None:
     a, picture = Media("video", ("a",)), Media("image", ("p",))
-    assert frame_counts([a], 16) == [16]
-    assert frame_counts([a, picture, a, a], 16) == [6, 1, 6, 4]
-    assert frame_counts([picture] * 20, 2) == [1] * 20
+    assert frame_counts([a], Look(max_frames=16)) == [16]
+    assert frame_counts([a, picture, a, a], Look(max_frames=16)) == [6, 1, 6, 4]
+    assert frame_counts([a, a], Look(max_frames=16, frames_per_moment=4)) == [4, 4]
+    assert frame_counts([picture] * 20, Look(max_frames=2)) == [1] * 20
     with pytest.raises(UsageError, match="3 videos in one row need 6 frames; max_frames is 4"):
-        frame_counts([a] * 3, 4)
+        frame_counts([a] * 3, Look(max_frames=4))
 
 
 # What cannot be shown

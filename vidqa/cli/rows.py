@@ -132,7 +132,9 @@ def _look(run: Run, card: AdapterCard | None) -> Look:
 
     from finetune.layout import Look
 
-    names = ("max_frames", "max_pixels", "sample_fps")
+    names: tuple[str, ...] = ("max_frames", "max_pixels", "sample_fps")
+    if "frames_per_moment" in run.settings.given:  # else a row may show all of its frames
+        names += ("frames_per_moment",)
     own = {name: getattr(run.settings, name) for name in names}
     if card is None or not card.look:
         return Look(**own)

@@ -98,8 +98,12 @@ def tree() -> dict[str, str]:
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:
     shown = {path for path in tree() if path.count("/") == 1 and path.endswith(".py")}
-    real = {f"vidqa/{path.name}" for path in (REPOSITORY / "vidqa").glob("*.py")}
-    assert shown == real - {"vidqa/__init__.py"}
+    real = {
+        f"{package}/{path.name}"
+        for package in ("vidqa", "finetune")
+        for path in (REPOSITORY / package).glob("*.py")
+    }
+    assert shown == real - {"vidqa/__init__.py", "finetune/__init__.py"}
 
 
 def test_everything_in_the_tree_exists_and_is_explained() -> None:

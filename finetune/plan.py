@@ -309,30 +309,40 @@ def estimate(
 def layer_bytes(shape: Shape, training: Training) -> float:
     """What one language layer keeps of a token for its gradients, in bytes.
 
-    Counted by autograd's own hooks (`saved_tensors_hooks`) over layers of Qwen2-VL-2B's width,
-    transformers 5.19, peft 0.21, sdpa, bf16; a test repeats it. With an adapter the frozen
-    projections keep no inputs, and the adapters keep float32 copies of theirs, with dropout twice.
+    Counted by autograd's own hooks (`saved_tensors_hooks`) over layers of Qwen2-VL's proportions,
+    transformers 5.19, peft 0.21, sdpa, bf16 and float32; a test repeats it. With an adapter the
+    frozen projections keep no inputs; beside bf16 the adapters keep float32 copies of theirs, and
+    dropout keeps its results and its masks.
     """
     h, kv, i, c = shape.hidden, shape.key_value, shape.inner, training.compute_bytes
     attention = 4 * shape.heads + 8
+    adapter = 4 * 7 * training.rank
+    if c > 2:
+        wide, inner = (8, 4) if not training.rank else (16, 5) if training.dropout else (6, 4)
+        return c * (wide * h + 2 * kv + inner * i) + attention + adapter
     if not training.rank:
         return c * (10 * h + 2 * kv + 4 * i) + attention
     inputs = 4 * (6 * h + i) * (2 if training.dropout else 1)
-    return c * (6 * h + 2 * kv + 3 * i) + attention + inputs + 4 * 7 * training.rank
+    return c * (6 * h + 2 * kv + 3 * i) + attention + inputs + adapter
 
 
 def vision_bytes(shape: Shape, training: Training) -> float:
     """What the vision tower keeps of a patch, in bytes; a frozen one holds one layer for a moment.
 
-    Counted as in `layer_bytes`: 46 bytes for each of its width and layer at bf16, 60 with an
-    adapter. Of a frozen tower the pixels, the stream and one layer's widest step are alive.
+    Counted as in `layer_bytes`, as multiples of its width, for a feed-forward layer of four times
+    that. Of a frozen tower the pixels, the stream and one layer's widest step are alive.
     """
     c = training.compute_bytes
     pixels = (4 + c) * shape.patch_pixels
     if not training.trains_vision:
         return pixels + c * (6 * shape.vision_hidden + 2 * shape.vision_inner)
-    per_layer = (30 if training.rank else 23) * c * shape.vision_hidden
-    return pixels + _held(per_layer, shape.vision_layers, shape.vision_hidden, training)
+    per_layer = 23 * c
+    if training.rank:
+        per_layer += 14 * (c <= 2) + 28 * training.dropout
+    held = _held(
+        per_layer * shape.vision_hidden, shape.vision_layers, shape.vision_hidden, training
+    )
+    return pixels + held
 
 
 def _held(per_layer: float, layers: int, hidden: int, training: Training) -> float:

@@ -32,6 +32,7 @@ from finetune.plan import (
 from finetune.rows import Media, Origin, Row, Turn
 from finetune.shelf import Shelf
 from tests.media import REPOSITORY, Format, three_shots
+from vidqa.compat import declare_torchvision_operators
 from vidqa.errors import UsageError
 
 LOOK = Look(max_frames=6, max_pixels=112 * 84)
@@ -190,6 +191,7 @@ def kept_bytes(model: Any, run: Any) -> int:
 
 def model_of(layers: int, depth: int) -> Any:
     """A Qwen2-VL with the proportions of the real ones, of half a million weights a layer."""
+    declare_torchvision_operators()
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     config = Qwen2VLConfig(
@@ -218,34 +220,46 @@ def adapted(model: Any, targets: str, dropout: float) -> Any:
 @pytest.mark.parametrize(
     ("rank", "dropout"), [(0, 0.0), (8, 0.0), (8, 0.05)], ids=["full", "lora", "lora with dropout"]
 )
-def test_a_language_layer_keeps_what_the_formula_says(rank: int, dropout: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_a_language_layer_keeps_what_the_formula_says(
+    rank: int, dropout: float, dtype: torch.dtype
+) -> None:
     ids = torch.randint(5, 500, (1, 256))
     counted = []
     for layers in (1, 2):
-        model = model_of(layers, 1)
+        model = model_of(layers, 1).to(dtype)
         if rank:
             model = adapted(model, r".*language_model.*_proj", dropout)
         counted.append(kept_bytes(model, lambda one: one(input_ids=ids, logits_to_keep=4)))
-    training = Training(rank=rank, dropout=bool(dropout))
+    training = Training(rank=rank, dropout=bool(dropout), compute_bytes=dtype.itemsize)
     expected = layer_bytes(shape_of(model_of(1, 1).config), training)
     assert (counted[1] - counted[0]) / 256 == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("rank", [0, 8])
-def test_a_vision_layer_keeps_what_the_formula_says(rank: int) -> None:
+@pytest.mark.parametrize(("rank", "dropout"), [(0, 0.0), (8, 0.0), (8, 0.05)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_a_vision_layer_keeps_what_the_formula_says(
+    rank: int, dropout: float, dtype: torch.dtype
+) -> None:
     grid = torch.tensor([[2, 8, 12]])
-    pixels = torch.randn(192, 1176, dtype=torch.bfloat16)
+    pixels = torch.randn(192, 1176, dtype=dtype)
     counted = []
     for depth in (1, 2):
-        model = model_of(1, depth)
+        model = model_of(1, depth).to(dtype)
         visual = model.model.visual
         if rank:
-            model = adapted(model, r".*visual.*\.(qkv|proj|fc1|fc2)", 0.0)
+            model = adapted(model, r".*visual.*\.(qkv|proj|fc1|fc2)", dropout)
         counted.append(kept_bytes(model, lambda _, see=visual: see(pixels, grid_thw=grid)))
     expected = [
         vision_bytes(
             shape_of(model_of(1, depth).config),
-            Training(rank=rank, trains_vision=True, checkpointing=False),
+            Training(
+                rank=rank,
+                dropout=bool(dropout),
+                trains_vision=True,
+                checkpointing=False,
+                compute_bytes=dtype.itemsize,
+            ),
         )
         for depth in (1, 2)
     ]

@@ -90,7 +90,7 @@ def test_targets_that_are_no_regular_expression_are_refused() -> None:
 
 
 def test_a_flag_out_of_bounds_is_named_as_it_was_written() -> None:
-    with pytest.raises(ConfigError, match="--lr: 2.0 is not allowed"):
+    with pytest.raises(ConfigError, match=r"--lr: 2\.0 is not allowed"):
         Recipe.load(None, {"learning_rate": 2})
 
 

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finetune.dataset import Encoder, Measure, size_of
+from finetune.fetch import fetch
 from finetune.layout import Look, Shown
 from finetune.media import frame_counts, show_row
-from finetune.rows import Origin, Row
+from finetune.rows import Media, Origin, Row
 from vidqa.errors import UsageError, VideoError
 from vidqa.select import fitted_size
 
@@ -89,12 +90,26 @@ def make_plan(
     encoder: Encoder,
     budget: Budget,
     on_row: Callable[[int, int], None] | None = None,
+    *,
+    workers: int = 0,
+    on_media: Callable[[int, int], None] | None = None,
 ) -> Plan:
-    """Looks at every row. `on_row` is told (rows done, rows in all) as it goes on."""
+    """Looks at every row. `on_row` is told (rows done, rows in all) as it goes on.
+
+    With `workers` and a shelf, that many processes read all media first, so that a file that
+    crashes its decoder costs its rows only; `on_media` is told (media done, media in all).
+    """
+    crashed: dict[Media, str] = {}
+    if workers and encoder.shelf is not None:
+        crashed = fetch(rows, encoder.look, encoder.shelf, workers, on_media)
     used: list[Planned] = []
     dropped: list[Dropped] = []
     for n, row in enumerate(rows, start=1):
-        outcome = plan_row(row, encoder, budget)
+        reasons = [crashed[media] for media in row.media if media in crashed]
+        if reasons:
+            outcome: Planned | Dropped = Dropped(row.origin, reasons[0])
+        else:
+            outcome = plan_row(row, encoder, budget)
         if isinstance(outcome, Planned):
             used.append(outcome)
         else:
@@ -294,30 +309,40 @@ def estimate(
 def layer_bytes(shape: Shape, training: Training) -> float:
     """What one language layer keeps of a token for its gradients, in bytes.
 
-    Counted by autograd's own hooks (`saved_tensors_hooks`) over layers of Qwen2-VL-2B's width,
-    transformers 5.19, peft 0.21, sdpa, bf16; a test repeats it. With an adapter the frozen
-    projections keep no inputs, and the adapters keep float32 copies of theirs, with dropout twice.
+    Counted by autograd's own hooks (`saved_tensors_hooks`) over layers of Qwen2-VL's proportions,
+    transformers 5.19, peft 0.21, sdpa, bf16 and float32; a test repeats it. With an adapter the
+    frozen projections keep no inputs; beside bf16 the adapters keep float32 copies of theirs, and
+    dropout keeps its results and its masks.
     """
     h, kv, i, c = shape.hidden, shape.key_value, shape.inner, training.compute_bytes
     attention = 4 * shape.heads + 8
+    adapter = 4 * 7 * training.rank
+    if c > 2:
+        wide, inner = (8, 4) if not training.rank else (16, 5) if training.dropout else (6, 4)
+        return c * (wide * h + 2 * kv + inner * i) + attention + adapter
     if not training.rank:
         return c * (10 * h + 2 * kv + 4 * i) + attention
     inputs = 4 * (6 * h + i) * (2 if training.dropout else 1)
-    return c * (6 * h + 2 * kv + 3 * i) + attention + inputs + 4 * 7 * training.rank
+    return c * (6 * h + 2 * kv + 3 * i) + attention + inputs + adapter
 
 
 def vision_bytes(shape: Shape, training: Training) -> float:
     """What the vision tower keeps of a patch, in bytes; a frozen one holds one layer for a moment.
 
-    Counted as in `layer_bytes`: 46 bytes for each of its width and layer at bf16, 60 with an
-    adapter. Of a frozen tower the pixels, the stream and one layer's widest step are alive.
+    Counted as in `layer_bytes`, as multiples of its width, for a feed-forward layer of four times
+    that. Of a frozen tower the pixels, the stream and one layer's widest step are alive.
     """
     c = training.compute_bytes
     pixels = (4 + c) * shape.patch_pixels
     if not training.trains_vision:
         return pixels + c * (6 * shape.vision_hidden + 2 * shape.vision_inner)
-    per_layer = (30 if training.rank else 23) * c * shape.vision_hidden
-    return pixels + _held(per_layer, shape.vision_layers, shape.vision_hidden, training)
+    per_layer = 23 * c
+    if training.rank:
+        per_layer += 14 * (c <= 2) + 28 * training.dropout
+    held = _held(
+        per_layer * shape.vision_hidden, shape.vision_layers, shape.vision_hidden, training
+    )
+    return pixels + held
 
 
 def _held(per_layer: float, layers: int, hidden: int, training: Training) -> float:

@@ -18,10 +18,10 @@ import pytest
 from fakes import FakeEmbedder, FakeEndpoint
 from PIL import Image
 
-from vidqa.ask import AskOptions, ask
+from vidqa.ask import AskOptions, ask, prepare
 from vidqa.errors import EndpointError, NothingFound, UsageError
 from vidqa.library import Library
-from vidqa.types import Answer, Filters, FrameBatch, Scene, TextSpan, Video
+from vidqa.types import Answer, Filters, FrameBatch, QuestionImage, Scene, TextSpan, Video
 from vidqa.vlm import VlmClient
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
@@ -125,6 +125,16 @@ def test_the_frames_of_an_answer_are_the_times_that_were_shown(
 def test_frames_are_made_to_fit_the_pixel_budget(library: Library, endpoint: FakeEndpoint) -> None:
     asked("blue", library, endpoint, k=1, max_pixels=112 * 84)
     assert {frame.size for frame in pictures(endpoint)[0]} == {(112, 84)}
+
+
+def test_a_picture_of_the_question_fits_the_pixel_budget_too(library: Library) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (400, 300)).save(file, "JPEG")
+    pixels = np.full((8, 8, 3), (0, 0, 255), np.uint8)
+    image = QuestionImage(pixels, file.getvalue())
+    options = AskOptions(k=1, max_pixels=112 * 84)
+    (jpeg,) = prepare("blue", library, FakeEmbedder(), options, images=[image]).jpegs
+    assert Image.open(io.BytesIO(jpeg)).size == (112, 84)
 
 
 def test_the_frame_budget_holds_over_all_moments(library: Library, endpoint: FakeEndpoint) -> None:

@@ -25,7 +25,16 @@ from vidqa.errors import NothingFound, UsageError
 from vidqa.prompt import CitationCheck, JsonCitationCheck, build_messages, cite
 from vidqa.search import search
 from vidqa.select import fit, neighbours, select, wants_neighbours, whole
-from vidqa.types import Answer, Filters, Moment, QuestionImage, ShownMoment, Usage, Video
+from vidqa.types import (
+    Answer,
+    Filters,
+    Moment,
+    Picture,
+    QuestionImage,
+    ShownMoment,
+    Usage,
+    Video,
+)
 from vidqa.vlm import DEFAULT_SAMPLING, Sampling, TokenCount, VlmClient
 
 if TYPE_CHECKING:
@@ -140,7 +149,8 @@ def prepare(
         moments = _found(question, images, library, embedder, options, watch)
     with watch.time("frames"):
         shown = _shown(moments, library, options)
-    return Prepared(question, tuple(shown), tuple(one.jpeg for one in images), options, watch)
+    jpegs = (fit(Picture(0.0, one.jpeg), options.max_pixels).jpeg for one in images)
+    return Prepared(question, tuple(shown), tuple(jpegs), options, watch)
 
 
 @dataclass(frozen=True)

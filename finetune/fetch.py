@@ -1,0 +1,166 @@
+"""Media are read before a training, by processes of their own: several at once, crashes contained.
+
+    reasons = fetch(rows, look, shelf, workers=2)      {Media: why it cannot be read}
+
+A damaged file has crashed FFmpeg before, and would take a training with it. Here it takes a child,
+and the next file gets another. What was read lies on the shelf afterwards. Errors that a reader
+reports are left to whoever reads the media again: only crashes and hangs are told.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+
+from finetune.layout import Look
+from finetune.media import frame_counts, show
+from finetune.rows import Media, Row
+from finetune.shelf import Shelf
+from vidqa.children import die_with_parent, environment, signal_name
+from vidqa.containers import shown
+from vidqa.errors import UsageError, VidqaError
+
+# An hour of video takes minutes.
+HANGS_SECONDS = 1800.0
+
+Job = tuple[Media, Look, int, Shelf]
+
+_CHILD = "import sys; from finetune.fetch import child; child(int(sys.argv[1]))"
+
+
+def fetch(
+    rows: Sequence[Row],
+    look: Look,
+    shelf: Shelf,
+    workers: int,
+    on_media: Callable[[int, int], None] | None = None,
+) -> dict[Media, str]:
+    """Puts the media of all rows on the shelf; returns those that crash or hang their reader.
+
+    `on_media` is told (media done, media in all), by any thread, one at a time.
+    """
+    wanted = _wanted(rows, look)
+    waiting: SimpleQueue[tuple[Media, int]] = SimpleQueue()
+    for one in wanted:
+        waiting.put(one)
+    reasons: dict[Media, str] = {}
+    done = 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal done
+        with _Reader() as reader:
+            while True:
+                try:
+                    media, frames = waiting.get_nowait()
+                except Empty:
+                    return
+                reason = reader.read((media, look, frames, shelf))
+                with lock:
+                    done += 1
+                    if reason:
+                        reasons[media] = reason
+                    if on_media is not None:
+                        on_media(done, len(wanted))
+
+    threads = [threading.Thread(target=work) for _ in range(min(workers, len(wanted)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        while not waiting.empty():
+            waiting.get()
+        raise
+    return reasons
+
+
+def _wanted(rows: Sequence[Row], look: Look) -> list[tuple[Media, int]]:
+    """Each medium once with the number of its frames; rows that ask for too many are left out."""
+    wanted: dict[tuple[Media, int], None] = {}
+    for row in rows:
+        try:
+            counts = frame_counts(row.media, look.max_frames)
+        except UsageError:
+            continue
+        wanted |= dict.fromkeys(zip(row.media, counts, strict=True))
+    return list(wanted)
+
+
+class _Reader:
+    """A child that reads one medium after the other; a new one when it has died of one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection[Job, bool] | None = None
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def read(self, job: Job) -> str | None:
+        """None when it was read or an error reported, else why the child did not survive it."""
+        connection, process = self._started()
+        name = shown(job[0].paths[0])
+        try:
+            connection.send(job)
+            if not connection.poll(HANGS_SECONDS):
+                self._end()
+                return f"{name}: reading it hangs; the file is damaged or unusual"
+            connection.recv()
+        except (EOFError, OSError):
+            code = process.wait()
+            self._end()
+            cause = signal_name(-code) if code < 0 else f"exit code {code}"
+            return f"{name}: the decoder crashed ({cause}); the file is damaged or unusual"
+        return None
+
+    def _started(self) -> tuple[Connection[Job, bool], subprocess.Popen[bytes]]:
+        if self._process is None or self._connection is None:
+            self._connection, theirs = Pipe()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment(),
+                    start_new_session=True,
+                )
+        return self._connection, self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+
+def child(descriptor: int) -> None:
+    """The child's whole life: a medium in, a word when it is done, until the parent is gone."""
+    import cv2
+
+    die_with_parent()
+    cv2.setNumThreads(1)
+    connection: Connection[bool, Job] = Connection(descriptor)
+    while True:
+        try:
+            media, look, frames, shelf = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        with suppress(VidqaError):  # whoever plans meets it again, and says it with the row
+            show(media, look, frames, shelf)
+        connection.send(True)

@@ -1,0 +1,72 @@
+"""Media read ahead by processes: they are on the shelf, and a crash costs its own medium."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune import fetch as fetch_module
+from finetune.fetch import fetch
+from finetune.layout import Look
+from finetune.media import show_row
+from finetune.rows import Media, Origin, Row, Turn
+from finetune.shelf import Shelf
+from tests.media import three_shots
+
+LOOK = Look(max_frames=4)
+# A child in which the decoder crashes at one file, and hangs at another.
+CRASHING = """
+import os, sys, time
+from finetune import fetch
+show = fetch.show
+def crash(media, *rest):
+    if media.paths[0].endswith("crash.mp4"):
+        os.kill(os.getpid(), 11)
+    if media.paths[0].endswith("hang.mp4"):
+        time.sleep(100)
+    return show(media, *rest)
+fetch.show = crash
+fetch.child(int(sys.argv[1]))
+"""
+
+
+def row(*paths: Path) -> Row:
+    media = [Media("video", (str(path),)) for path in paths]
+    return Row((Turn("user", (*media, "?")),), Origin("rows.jsonl", 1))
+
+
+def test_what_was_fetched_is_on_the_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(three_shots(tmp_path / f"{n}.mp4").path) for n in range(3)]
+    shelf = Shelf(tmp_path / "shelf")
+    told: list[tuple[int, int]] = []
+    given = [*rows, *rows, row(tmp_path / "gone.mp4")]
+    assert fetch(given, LOOK, shelf, 2, lambda *done: told.append(done)) == {}
+    assert told == [(n, 4) for n in range(1, 5)], "each medium once"
+    monkeypatch.delattr("finetune.media.read_stretch")
+    assert all(len(show_row(one, LOOK, shelf)[0].pictures) == 4 for one in rows)
+
+
+def test_a_crash_and_a_hang_cost_their_own_media_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_module, "_CHILD", CRASHING)
+    monkeypatch.setattr(fetch_module, "HANGS_SECONDS", 15.0)
+    names = ("a", "crash", "b", "hang", "c")
+    films = {name: three_shots(tmp_path / f"{name}.mp4").path for name in names}
+    shelf = Shelf(tmp_path / "shelf")
+    reasons = fetch([row(path) for path in films.values()], LOOK, shelf, 1)
+    said = {Path(media.paths[0]).stem: reason for media, reason in reasons.items()}
+    assert set(said) == {"crash", "hang"}
+    assert said["crash"].endswith("crash.mp4: the decoder crashed (SIGSEGV); the file is damaged "
+                                  "or unusual")  # fmt: skip
+    assert "hang.mp4: reading it hangs" in said["hang"]
+    monkeypatch.delattr("finetune.media.read_stretch")
+    assert all(show_row(row(films[name]), LOOK, shelf) for name in ("a", "b", "c"))
+
+
+def test_nothing_to_fetch_starts_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(fetch_module, "subprocess")
+    assert fetch([row(), row(*[Path("a.mp4")] * 9)], LOOK, Shelf(tmp_path), 4) == {}

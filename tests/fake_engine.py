@@ -1,12 +1,15 @@
 """Stands in for vLLM in the tests of the engine: the same command line, lock, key and routes.
 
-FAKE_ENGINE says what is to go wrong: it dies, refuses or wedges, or is late to say who it is.
+FAKE_ENGINE says what is to go wrong: it dies, refuses or wedges, or is late to say who it is; it
+ignores adapters, in whose names it answers as the base, answers its base in two ways ("noisy") or
+takes no adapter ("picky"). What it was asked for is in its log.
 FAKE_ENGINE_WAITS_FOR names a file that must be there before it serves, FAKE_ENGINE_ANSWERS_AT one
 that must be there before a question is answered.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +18,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 from vidqa.engine_gate import IN_FLIGHT, Activity, stop_when_idle
 from vidqa.engine_main import detach
@@ -31,25 +35,60 @@ def say(line: str) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
+    base = ""
+    loaded: ClassVar[dict[str, str]] = {}  # name -> path
+    asked = 0
+
     def do_GET(self) -> None:
         key = f"Bearer {os.environ['VLLM_API_KEY']}"
         allowed = self.headers["Authorization"] == key
         if allowed and self.path != "/ping":
             ACTIVITY.begin()
             ACTIVITY.end()
-        self.send_response(503 if MODE == "refuses" else 200 if allowed else 401)
-        self.send_header("Content-Length", "0")
-        self.send_header(IN_FLIGHT.decode(), str(ACTIVITY.in_flight))
-        self.end_headers()
+        models = [{"id": one} for one in [self.base, *self.loaded]]
+        self._send(503 if MODE == "refuses" else 200 if allowed else 401, {"data": models})
 
     def do_POST(self) -> None:
         ACTIVITY.begin()
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
         while ANSWERS_AT and not Path(ANSWERS_AT).exists():
             time.sleep(0.01)
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        route = self.path.rpartition("/")[2]
+        if route == "load_lora_adapter":
+            self._load(body["lora_name"], body["lora_path"])
+        elif route == "unload_lora_adapter":
+            say(f"unload {body['lora_name']}")
+            self._send(200 if self.loaded.pop(body["lora_name"], "") else 404, {})
+        else:
+            self._answer(body.get("model", self.base))
         ACTIVITY.end()
+
+    def _load(self, name: str, path: str) -> None:
+        say(f"load {name} from {path}")
+        if MODE == "picky":
+            return self._send(500, {"error": {"message": "LoRA rank 64 is greater than 16"}})
+        assert (Path(path) / "adapter_model.safetensors").is_file()
+        self.loaded[name] = path
+        return self._send(200, {})
+
+    def _answer(self, model: str) -> None:
+        """A next token that is likelier the more it was asked, and much likelier for an adapter."""
+        say(f"ask {model}")
+        if model not in (self.base, *self.loaded):
+            return self._send(404, {"error": {"message": f"The model `{model}` does not exist."}})
+        Handler.asked += MODE == "noisy"
+        applied = model in self.loaded and MODE not in ("ignores", "noisy")
+        top = {"token": "a", "logprob": -1.0 + 0.5 * applied + 0.001 * self.asked}
+        return self._send(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": [top]}]}}]})
+
+    def _send(self, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header(IN_FLIGHT.decode(), str(ACTIVITY.in_flight))
+        self.end_headers()
+        self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
         """The log is for what vLLM would say."""
@@ -75,6 +114,7 @@ def main(lock_fd: int, idle_seconds: float, flags: list[str]) -> None:
         time.sleep(0.01)
     say("Starting to load model")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(worker.kill()))
+    Handler.base = flags[flags.index("--served-model-name") + 1]
     server = ThreadingHTTPServer(("127.0.0.1", int(flags[flags.index("--port") + 1])), Handler)
     say("Application startup complete")
     ACTIVITY.serve()

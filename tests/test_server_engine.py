@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes import FakeEndpoint
 
-from vidqa.errors import EndpointError, EngineError
+from vidqa.errors import EndpointError, EngineError, ModelError
 from vidqa.server.engine import Answerer
 from vidqa.server.errors import ApiError
 from vidqa.server.metrics import Metrics
@@ -102,6 +102,43 @@ def test_one_that_is_lost_is_reached_again() -> None:
 
     watched(connect, body)
     endpoints[1].__exit__(None, None, None)
+
+
+def test_an_adapter_that_was_trained_again_is_loaded_without_a_pause() -> None:
+    changes = [False, True, True, False]
+    answers: list[Endpoint | Exception] = []
+    said: list[str] = []
+
+    def connect(tell: OnStage) -> Endpoint:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def run() -> None:
+        answerer = Answerer(
+            connect,
+            Metrics(),
+            on_change=lambda state, detail: said.append(state),
+            has_changed=lambda: changes.pop(0) if changes else False,
+            look_seconds=0.02,
+        )
+        await answerer.start()
+        async with asyncio.timeout(10):
+            while changes:
+                await asyncio.sleep(0.005)
+        assert answerer.adapter("birds") == "birds@2"
+        await answerer.stop()
+
+    with FakeEndpoint() as endpoint:
+        first, second = (
+            Endpoint(endpoint.base_url, None, None, {"birds": f"birds@{n}"}) for n in (1, 2)
+        )
+        # The first time it is looked at, its file is half written.
+        answers += [first, ModelError("half written"), second]
+        asyncio.run(run())
+    assert answers == []
+    assert said == ["ready"]
 
 
 def test_after_an_answer_that_failed_it_is_looked_at_at_once() -> None:

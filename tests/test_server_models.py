@@ -31,12 +31,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         add_film(made, f"{colour}.mp4", [colour])
         libraries[name] = Library.open(folder, follow=True)
     with (
-        FakeEndpoint(models=["fake-vl", "tuned"]) as endpoint,
+        FakeEndpoint(models=["fake-vl", "tuned@1a2b"]) as endpoint,
         served(
             libraries,
             endpoint.base_url,
-            adapters={"tuned": {}},
-            connect=lambda tell: Endpoint(endpoint.base_url, None, "fake-vl"),
+            adapters={"tuned": {"max_frames": 2}},
+            connect=lambda tell: Endpoint(
+                endpoint.base_url, None, "fake-vl", {"tuned": "tuned@1a2b"}
+            ),
         ) as running,
     ):
         yield running
@@ -90,6 +92,22 @@ def test_the_name_decides_which_library_is_asked(server: Served) -> None:
     found = server.ask("blue", model="vidqa:cats").json()
     assert found["vidqa"]["moments"][0]["video"] == "blue.mp4"
     assert found["model"] == "vidqa:cats"
+
+
+def frames_of(server: Served, **more: Any) -> tuple[str, int]:
+    """The model that an answer names, and how many frames it was shown."""
+    answer = server.ask("red", **more).json()
+    return answer["model"], answer["usage"]["frames"]
+
+
+def test_an_adapter_is_shown_the_frames_that_it_wants(server: Served) -> None:
+    assert frames_of(server) == ("vidqa", 4)
+    assert frames_of(server, model="tuned") == ("tuned", 2)
+    assert frames_of(server, vidqa={"adapter": "tuned"}) == ("vidqa", 2)
+
+
+def test_a_request_that_says_how_many_frames_gets_them(server: Served) -> None:
+    assert frames_of(server, model="tuned", vidqa={"frames": 4}) == ("tuned", 4)
 
 
 # ---------------------------------------------------------------- embeddings

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import pytest
+from adapter_parts import make_adapter
 from fakes import FakeEmbedder
 
-from vidqa.wiring import OnDemand
+from vidqa.config import Settings
+from vidqa.errors import ConfigError, ModelError, UsageError
+from vidqa.wiring import ChosenAdapter, OnDemand, choose_adapter, endpoint, with_look
 
 
 def test_an_embedder_that_many_threads_use_first_is_loaded_once() -> None:
@@ -23,3 +28,58 @@ def test_an_embedder_that_many_threads_use_first_is_loaded_once() -> None:
         found = list(pool.map(lambda _: embedder.embed_texts(["red"]).argmax(), range(8)))
     assert found == [0] * 8
     assert len(loaded) == 1
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def test_an_adapter_is_named_by_name_by_folder_or_by_both(tmp_path: Path) -> None:
+    settings = Settings(adapters=tmp_path)
+    birds = make_adapter(tmp_path / "birds", card={"look": {"max_frames": 8}})
+    wanted = ChosenAdapter("birds", birds, {"max_frames": 8})
+    assert choose_adapter(settings, "birds") == wanted
+    assert choose_adapter(settings, str(birds)) == wanted
+    assert choose_adapter(settings, f"fowl={birds}").name == "fowl"
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ("cats", r"--adapter cats: no adapter of that name in .* \(there are: birds\)"),
+        ("{}/full", r"--adapter .*/full: holds no adapter_config\.json; name the folder"),
+        ("a:b={}/birds", "adapter name 'a:b'"),
+    ],
+)
+def test_what_is_no_adapter_says_what_there_is(tmp_path: Path, given: str, match: str) -> None:
+    make_adapter(tmp_path / "birds")
+    (tmp_path / "full" / "x").mkdir(parents=True)
+    with pytest.raises(UsageError, match=match):
+        choose_adapter(Settings(adapters=tmp_path), given.format(tmp_path))
+
+
+def test_an_endpoint_of_the_users_has_adapters_that_are_not_here(tmp_path: Path) -> None:
+    settings = Settings(base_url="http://127.0.0.1:9/v1", adapters=tmp_path)
+    chosen = choose_adapter(settings, "theirs")
+    assert chosen == ChosenAdapter("theirs", None)
+    assert endpoint(settings, adapters=[chosen]).adapters == {"theirs": "theirs"}
+
+
+def test_an_adapter_is_shown_what_it_was_trained_to_see_unless_the_user_says_more() -> None:
+    look = {"max_frames": 4, "max_pixels": 56 * 56, "layout": "ask", "frames_per_moment": None}
+    seen = with_look(Settings(), look)
+    assert (seen.max_frames, seen.max_pixels, seen.frames_per_moment) == (4, 56 * 56, 4)
+    chosen = Settings.load(None, {"max_frames": 10}, {})
+    seen = with_look(chosen, look)
+    assert (seen.max_frames, seen.max_pixels) == (10, 56 * 56)
+    assert with_look(chosen, {}) is chosen
+
+
+def test_a_look_out_of_bounds_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="max_frames: 1 is not allowed"):
+        with_look(Settings(), {"max_frames": 1})
+
+
+def test_what_cannot_be_served_is_told_before_weights_are_looked_for(tmp_path: Path) -> None:
+    chosen = ChosenAdapter("zero", make_adapter(tmp_path / "zero", fill=0.0))
+    with pytest.raises(ModelError, match="every B matrix is zero"):
+        endpoint(Settings(model="no/where", hub="none"), adapters=[chosen])

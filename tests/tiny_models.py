@@ -214,3 +214,37 @@ def _scatter(model: Any) -> None:
             if weight.dim() >= 2:
                 spread = 1.0 if "embed_tokens" in name else 1.6 / weight[0].numel() ** 0.5
                 weight.normal_(0, spread)
+
+
+LANGUAGE = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+VISION = r".*visual.*\.(qkv|proj|fc1|fc2|mlp\.0|mlp\.2)"
+
+
+def make_lora(base: Path, folder: Path, targets: str = LANGUAGE, **config: Any) -> Path:
+    """Writes a LoRA adapter of a model, made and saved by PEFT, with random weights.
+
+    `seed` chooses them, `spread` is how large those of B are, `rename` changes their names.
+    """
+    from vidqa.compat import declare_torchvision_operators
+
+    declare_torchvision_operators()
+    import peft
+    import torch
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    seed, spread = config.pop("seed", 0), config.pop("spread", 0.3)
+    rename = config.pop("rename", None)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    known = {"r": 8, "lora_alpha": 16, "target_modules": targets}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**known | config))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, spread)
+    adapted.save_pretrained(str(folder))
+    if rename is not None:
+        path = folder / "adapter_model.safetensors"
+        save_file({rename(name): one for name, one in load_file(path).items()}, path)
+    return folder

@@ -79,6 +79,18 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when an adapter is trained again: its files' sizes and times."""
+    found = []
+    for name in (CONFIG, WEIGHTS):
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            continue  # it is being written, or gone
+        found.append((name, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
 def write(folder: Path, card: AdapterCard) -> Path:
     """Writes `adapter.json` beside PEFT's files, whole or not at all; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)

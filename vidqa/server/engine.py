@@ -42,7 +42,8 @@ class Answerer:
     """Keeps an endpoint at hand. `connect` returns one that answers, however long that takes.
 
     It is looked at every `look_seconds`, and tried again `retry_seconds` after it failed; without
-    `watch` it sleeps until it is woken. `on_change` hears state and detail.
+    `watch` it sleeps until it is woken. `on_change` hears state and detail. `has_changed` says
+    whether an adapter was trained again since it last did: then `connect` is called once more.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Answerer:
         *,
         watch: bool = True,
         on_change: Callable[[str, str], None] = lambda state, detail: None,
+        has_changed: Callable[[], bool] = lambda: False,
         look_seconds: float = LOOK_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
@@ -61,10 +63,12 @@ class Answerer:
         self.detail = "starting"  # as clients are told it
         self._said = (self.state, self.detail)
         self._on_change = on_change
+        self._has_changed = has_changed
         self._connect = connect
         self._metrics = metrics
         self._watch = watch
         self._client: AsyncVlmClient | None = None
+        self._where: Endpoint | None = None
         self._adapters: Mapping[str, str] = {}
         self._task: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
@@ -150,7 +154,7 @@ class Answerer:
             await client.close()
             raise
         self._client, old = client, self._client
-        self._adapters = where.adapters
+        self._where, self._adapters = where, where.adapters
         if old is not None:
             await old.close()
         self._become("ready", f"{name} at {client.base_url}")
@@ -162,7 +166,26 @@ class Answerer:
             await self._pause(self._look_seconds)
             if not await self._answers():
                 return
+            if self._has_changed() and not await self._renewed():
+                return
             self._become("ready", ready)
+
+    async def _renewed(self) -> bool:
+        """Has adapters that were trained again loaded beside those before, which answer meanwhile.
+
+        False when they are elsewhere now: an engine took the place of the one there was.
+        """
+        try:
+            where = await in_daemon(lambda: self._connect(lambda stage: None))
+        except VidqaError as error:
+            # Half written, maybe: what is loaded goes on, and the next change is looked at again.
+            log.warning("the adapters stay as they were: %s", error)
+            return True
+        assert self._where is not None
+        if (where.base_url, where.api_key) != (self._where.base_url, self._where.api_key):
+            return False
+        self._adapters = where.adapters
+        return True
 
     async def _answers(self) -> bool:
         assert self._client is not None

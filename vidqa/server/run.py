@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from vidqa.adapter_fit import servable
+from vidqa.adapters import is_adapter, stamp
 from vidqa.config import SETTINGS, Settings
 from vidqa.errors import UsageError, VidqaError
 from vidqa.server.app import create_app, is_loopback
@@ -79,9 +80,26 @@ def build(
     folders = [(DEFAULT_LIBRARY, settings.index), *options.libraries]
     shelves = [open_shelf(settings, name, folder, metrics) for name, folder in folders]
     chosen = _adapters(settings, options)
-    answerer = Answerer(lambda tell: endpoint(settings, tell, chosen), metrics, on_change=on_engine)
+    answerer = Answerer(
+        lambda tell: endpoint(settings, tell, chosen),
+        metrics,
+        on_change=on_engine,
+        has_changed=_Watched([one.folder for one in chosen if one.folder]),
+    )
     looks = {one.name: one.look for one in chosen}
     return create_app(Gateway(settings, shelves, answerer, metrics, looks), options.keys)
+
+
+class _Watched:
+    """Whether an adapter has changed since this was last called."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._seen = [stamp(one) for one in folders]
+
+    def __call__(self) -> bool:
+        seen, self._seen = self._seen, [stamp(one) for one in self._folders]
+        return seen != self._seen
 
 
 def _adapters(settings: Settings, options: ServeOptions) -> list[ChosenAdapter]:
@@ -89,8 +107,6 @@ def _adapters(settings: Settings, options: ServeOptions) -> list[ChosenAdapter]:
 
     A user's endpoint has its adapters already; what is here only says how they want to see.
     """
-    from vidqa.adapters import is_adapter
-
     chosen = []
     for name, folder in options.adapters:
         if settings.base_url and not is_adapter(folder):

@@ -79,6 +79,7 @@ def arguments(
 ) -> TrainingArguments:
     """The recipe in the Trainer's words."""
     on_card = torch.cuda.is_available()
+    several_cpus = process_count() > 1 and not on_card
     checkpointing = checkpoints_activations(recipe)
     made = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
@@ -121,7 +122,9 @@ def arguments(
         log_level_replica="error",
         # A batch without videos leaves a trained tower without gradients.
         ddp_find_unused_parameters=recipe.train_vision,
-        ddp_backend=None if on_card or process_count() == 1 else "gloo",
+        # Several processes without cards: unless told so, accelerate takes them for strangers.
+        use_cpu=several_cpus,
+        ddp_backend="gloo" if several_cpus else None,
     )
     # Several cards in one process would be DataParallel, which cuts batches along the wrong axis;
     # `accelerate launch` uses them all.

@@ -90,7 +90,9 @@ def old_rows(made: Sequence[world.Film], folder: Path, count: int, seed: int = 0
             number = None if asked.scene is None else asked.scene + 1
             answer = tiny_vlm.answer_text(asked, number)
             media = [_moment(film, at, folder) for at in shown]
-            rows.append(_row(media, asked.text, answer, asked.type))
+            row = _row(media, asked.text, answer, asked.type)
+            if row not in rows:
+                rows.append(row)
     return rows
 
 

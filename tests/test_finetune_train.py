@@ -1,0 +1,341 @@
+"""`vidqa finetune`: from a data file to an adapter, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from media import make_film, shot
+from training_parts import TINY
+from typer.testing import CliRunner, Result
+
+from finetune.progress import duration, line_text
+from finetune.recipe import Recipe
+from finetune.run_folder import (
+    Run,
+    check_output,
+    check_same,
+    cut_log,
+    last_checkpoint,
+    locked,
+    mark_whole,
+    read_log,
+    write_run,
+)
+from finetune.train import Order, commands, look_of, notes
+from finetune.training_report import TrainingReport, draw_curves, page, smoothed
+from vidqa import adapters
+from vidqa.cli import app
+from vidqa.errors import UsageError, VidqaError
+
+STEPS = ["--max-steps", "2", "--batch", "2", "--accumulation", "1", "--eval-steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six rows about three films of two seconds."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for n in range(3):
+        make_film(folder / f"film{n}.mp4", [shot(2, seed=n)])
+        for question, answer in (("What colour is the star?", "red"), ("How many?", "two")):
+            user = [{"type": "video", "video": f"film{n}.mp4"}, {"type": "text", "text": question}]
+            said = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+            rows.append({"vidqa": 1, "messages": said})
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def finetune(data: Path | None, output: Path, *more: str) -> Result:
+    given = ["--data", str(data)] if data else []
+    cache = str(output.parent / "cache")
+    arguments = ["finetune", *given, "--output", str(output), "--config", "demo", "--cache", cache]
+    return CliRunner().invoke(app, [*arguments, *more])
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    output = tmp_path_factory.mktemp("runs") / "birds"
+    return output, finetune(data, output, *STEPS)
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def test_a_run_leaves_an_adapter_with_its_card(trained: tuple[Path, Result], data: Path) -> None:
+    output, result = trained
+    assert result.exit_code == 0, result.output
+    card = adapters.read(output)
+    assert (card.name, card.rank, card.base_model) == ("birds", 16, str(TINY))
+    assert card.look["max_pixels"] == 9408
+    assert [(one.file, one.rows) for one in card.data] == [(str(data), 6)]
+    assert (
+        card.metrics["before"].keys()
+        == card.metrics["after"].keys()
+        == {
+            "loss",
+            "token_accuracy",
+        }
+    )
+    assert not (output / "checkpoints").exists()
+    assert not list(output.glob("*.bin"))
+
+
+def test_a_run_prints_its_plan_and_then_how_to_use_what_it_made(
+    trained: tuple[Path, Result],
+) -> None:
+    output, result = trained
+    assert re.search(r"^rows +4 used", result.stdout)
+    assert f"--adapter {output}" in result.stdout
+    assert result.stdout.index("tokens") < result.stdout.index("vidqa ask")
+    assert "step 1/2  loss" in result.stderr
+
+
+def test_a_run_leaves_curves_and_a_page_that_stands_alone(trained: tuple[Path, Result]) -> None:
+    output, _ = trained
+    text = (output / "report.html").read_text()
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png;base64," in text
+    assert re.findall(r"(?:src|href)=\"(?!data:|#)", text) == []
+    assert "<script" not in text
+    assert list((output / "tensorboard").glob("events.*"))
+
+
+def test_what_is_saved_is_what_was_best(trained: tuple[Path, Result]) -> None:
+    from safetensors.torch import load_file
+
+    output, _ = trained
+    weights = load_file(output / "adapter_model.safetensors")
+    assert all("language_model" in name for name in weights)
+    assert any(one.abs().max() > 0 for name, one in weights.items() if "lora_B" in name)
+
+
+def test_a_finished_run_is_refused_and_with_resume_says_so(
+    trained: tuple[Path, Result], data: Path
+) -> None:
+    output, _ = trained
+    refused = finetune(data, output)
+    assert refused.exit_code == 2
+    assert "holds a finished run; name another folder with --output" in refused.stderr
+    again = finetune(None, output, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "finished at step 2; nothing is left to do" in again.stdout
+
+
+def test_json_is_one_object_a_line(data: Path, tmp_path: Path) -> None:
+    result = finetune(data, tmp_path / "birds", *STEPS, "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    kinds = [one["event"] for one in events]
+    assert (kinds[0], kinds[-1]) == ("plan", "summary")
+    assert set(kinds[1:-1]) == {"log"}
+    assert events[-1]["commands"]
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    result = finetune(data, tmp_path / "birds", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"language +256,000 of [\d,]+ parameters are trained", result.stdout)
+    assert "memory" in result.stdout
+    assert not (tmp_path / "birds").exists()
+
+
+def test_a_whole_model_that_was_trained_loads_as_the_base_does(data: Path, tmp_path: Path) -> None:
+    from finetune.dataset import load_processor
+    from finetune.model import load_base
+
+    output = tmp_path / "whole"
+    result = finetune(data, output, *STEPS, "--full", "--lr", "1e-3")
+    assert result.exit_code == 0, result.output
+    saved = json.loads((output / "config.json").read_text())
+    assert saved["dtype"] == json.loads((TINY / "config.json").read_text())["dtype"]
+    load_processor(str(output))
+    ours, base = (dict(load_base(one, Recipe()).named_parameters()) for one in (output, TINY))
+    changed = {name for name in base if not torch.equal(ours[name], base[name])}
+    assert changed
+    assert all("visual" not in name for name in changed)
+    assert f"vidqa ask --model {output}" in result.stdout
+
+
+# ---------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dora"], "dora: vLLM cannot serve DoRA"),
+        (["--qlora"], "qlora: weights in 4 bits need an NVIDIA card, and torch sees none"),
+        (["--rank", "12"], "--rank: 12 is not allowed; one of 1, 8, 16"),
+        (["--attention", "flash"], "attention: flash needs an NVIDIA card"),
+        (["--targets", "nothing"], "targets: 'nothing' fits no layer of this model"),
+        (["--targets", ".*qkv"], r"targets: '.\*qkv' fits model.visual.blocks.0.attn.qkv, outside"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_before_anything_is_made(
+    flags: list[str], message: str, data: Path, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available() and flags[0] in ("--qlora", "--attention"):
+        pytest.skip("this machine has a card")
+    result = finetune(data, tmp_path / "birds", *flags)
+    assert result.exit_code in (1, 2)
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.search(message, last)
+    assert not (tmp_path / "birds").exists()
+
+
+def test_data_must_be_named(tmp_path: Path) -> None:
+    result = finetune(None, tmp_path / "birds")
+    assert result.exit_code == 2
+    assert "--data is missing" in result.stderr
+
+
+def test_wrong_rows_are_named_with_file_and_line(data: Path, tmp_path: Path) -> None:
+    rows = data.read_text().splitlines()
+    wrong = data.with_name("wrong.jsonl")
+    wrong.write_text("\n".join([rows[0], rows[1].replace("film0", "film9")]))
+    result = finetune(wrong, tmp_path / "birds")
+    assert result.exit_code == 2
+    assert re.search(r"wrong\.jsonl:2: .*film9\.mp4: there is no such file", result.stderr)
+
+
+def test_an_adapter_s_name_is_one_that_can_be_called(data: Path, tmp_path: Path) -> None:
+    result = finetune(data, tmp_path / "a bird")
+    assert result.exit_code == 2
+    assert "adapter name 'a bird'" in result.stderr
+
+
+# ---------------------------------------------------------------- the folder
+
+
+BEGUN = Run(recipe=Recipe().public(), model="base", data={"a": "1"}, eval_data={}, batch=16)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(UsageError, match=r"holds holiday.jpg; name a new folder with --output"):
+        check_output(tmp_path, resume=False)
+
+
+def test_a_stopped_run_is_refused_without_resume_and_says_where_it_stands(tmp_path: Path) -> None:
+    write_run(tmp_path, BEGUN)
+    with pytest.raises(UsageError, match="stopped before its first checkpoint; add --resume"):
+        check_output(tmp_path, resume=False)
+    (tmp_path / "checkpoints" / "checkpoint-40").mkdir(parents=True)
+    mark_whole(tmp_path / "checkpoints" / "checkpoint-40")
+    with pytest.raises(UsageError, match="stopped at step 40; add --resume to go on"):
+        check_output(tmp_path, resume=False)
+    assert check_output(tmp_path, resume=True) == BEGUN
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run to resume"):
+        check_output(tmp_path / "nothing", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": Recipe(rank=8).public()}, "rank 8: the run in .* began with 16"),
+        ({"model": "other"}, "--model other: the run in .* began with base"),
+        ({"data": {"b": "2"}}, r"--data b: not the rows that the run in .* began with \(a\)"),
+        ({"batch": 32}, "32 rows a step: the run in .* began with 16"),
+    ],
+)
+def test_a_run_goes_on_only_as_it_began(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_same(Path("out"), BEGUN, dataclasses.replace(BEGUN, **changes))
+
+
+def test_what_belongs_to_the_machine_may_change_when_a_run_goes_on() -> None:
+    recipe = Recipe(cache_gib=1.0, loader_workers=2, attention="eager").public()
+    moved = dataclasses.replace(BEGUN, recipe=recipe, data={"elsewhere/a": "1"})
+    check_same(Path("out"), BEGUN, moved)
+
+
+def test_a_checkpoint_counts_when_it_is_whole(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+    assert last_checkpoint(tmp_path) is None
+    for step in (2, 4):
+        mark_whole(tmp_path / "checkpoints" / f"checkpoint-{step}")
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert found.name == "checkpoint-4"
+
+
+def test_a_log_is_cut_to_the_step_from_which_a_run_goes_on(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"step": 4, "lo']))
+    cut_log(tmp_path, 2)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    refused = pytest.raises(VidqaError, match="another training is at work")
+    with locked(tmp_path), refused, locked(tmp_path):
+        pass
+
+
+# ---------------------------------------------------------------- what one sees
+
+
+def test_a_line_tells_loss_rate_speed_and_what_is_left() -> None:
+    line = {"step": 40, "first_step": 20, "loss": 1.5, "learning_rate": 5e-5, "seconds": 10.0}
+    text = line_text(line | {"tokens_per_second": 1234.5}, 60)
+    assert text == "step 40/60  loss 1.5000  lr 5.00e-05  1,234 tokens/s  10 s left"
+
+
+def test_an_evaluation_has_a_line_of_its_own() -> None:
+    line = {"step": 40, "eval_loss": 1.5, "eval_token_accuracy": 0.5, "seconds": 10.0}
+    assert line_text(line, 60) == "step 40/60  held-out loss 1.5000  right tokens 0.500"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3, "3 s"), (89, "89 s"), (600, "10 min"), (12_000, "3 h 20 min")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_smoothed_curve_begins_where_the_curve_does_and_forgets() -> None:
+    assert smoothed([4.0]) == pytest.approx([4.0])
+    assert smoothed([4.0] + [2.0] * 50)[-1] == pytest.approx(2.0, abs=0.02)
+
+
+def test_names_in_a_report_are_text_and_nothing_else() -> None:
+    hostile = "<script>alert(1)</script>"
+    text = page(TrainingReport(hostile, [hostile], {}, {}, {hostile: {hostile: hostile}},
+                               [hostile], [hostile], b""))  # fmt: skip
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_log_without_steps_draws_nothing(tmp_path: Path) -> None:
+    assert not draw_curves([{"step": 0, "eval_loss": 1.0}], tmp_path / "loss.png")
+
+
+def test_an_adapter_of_the_vision_tower_tells_what_serving_needs() -> None:
+    order = Order(
+        data=(), model="base", output=Path("adapters/birds"), recipe=Recipe(train_vision=True)
+    )
+    assert "--enable-tower-connector-lora" in commands(order)[-1]
+    assert "vLLM serves it only with" in notes(order)[0]
+
+
+def test_the_look_is_what_of_the_recipe_decides_the_pixels() -> None:
+    look = look_of(Recipe(max_frames=6, sample_fps=3.0, cite=False))
+    assert (look.max_frames, look.sample_fps, look.cite) == (6, 3.0, False)

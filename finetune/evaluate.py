@@ -373,12 +373,12 @@ def _section(one: Example, kind: str, show: Show) -> Section:
     )
 
 
-_KINDS = ("worse", "better", "different, as good")
+_KINDS = ("worse", "better", "as good")
 
 
 def _kind(one: Example) -> str:
     if abs(one.gain) < 1e-9:
-        return "different, as good"
+        return "as good"
     return "better" if one.gain > 0 else "worse"
 
 

@@ -234,8 +234,10 @@ def made_by(
     files: Sequence[Path], model: str, adapter: Path | None, options: InferOptions
 ) -> dict[str, Any]:
     """What the answers of a run follow from, for `AnswerFile`. `model` names or identifies it."""
+    names = [file.name for file in files]
+    shown = names if len(set(names)) == len(names) else [str(file) for file in files]
     return {
-        "data": {str(file): file_digest(file)[:16] for file in files},
+        "data": {name: file_digest(file)[:16] for name, file in zip(shown, files, strict=True)},
         "model": model,
         "adapter": _adapter_digest(adapter),
         "look": dataclasses.asdict(options.look),

@@ -229,7 +229,7 @@ def test_the_page_draws_the_boxes_of_all_three() -> None:
         ("adapter", Box(0, 0, 0.5, 0.5)),
     )
     assert (example.base_score, example.adapter_score) == (0.0, 1.0)
-    (first, second) = re.findall('data:image/jpeg;base64,([^"]+)', page(results, shown_of))
+    first, _ = re.findall('data:image/jpeg;base64,([^"]+)', page(results, shown_of))
     drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(first))))
     assert drawn.shape == (448, 448, 3)
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 3  # more than the plain red

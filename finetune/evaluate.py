@@ -14,6 +14,7 @@ held against in `scoring`; asking is `infer`'s.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -29,16 +30,19 @@ from finetune.infer import InferOptions, Kept, OpenClient, Show, infer
 from finetune.metrics import Comparison, Figure
 from finetune.rows import Row
 from vidqa import report
+from vidqa.boxes import Box
+from vidqa.drawing import draw
 from vidqa.errors import VidqaError
 from vidqa.report import Section, Told
 from vidqa.select import spread
-from vidqa.types import Moment, ShownMoment
+from vidqa.types import Moment, Picture, ShownMoment
 
 Progress = Callable[[str, int, int], None]
 
 # So many examples of a kind are on the page: a look at what changed, not an archive.
 MOST_EXAMPLES = 12
 MOST_PICTURES = 6
+DRAWN_WIDTH = 420
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Example:
     adapter: str
     base_score: float
     adapter_score: float
+    boxes: tuple[tuple[str, Box], ...] = ()
 
     @property
     def gain(self) -> float:
@@ -233,7 +238,16 @@ def _examples(answers: Sequence[tuple[Row, Sequence[dict[str, Any]]]]) -> Iterat
             adapter["text"],
             base["scores"][first],
             adapter["scores"][first],
+            tuple(_boxes(base, adapter)),
         )
+
+
+def _boxes(base: Mapping[str, Any], adapter: Mapping[str, Any]) -> Iterator[tuple[str, Box]]:
+    """The boxes of all three, each named by whose it is."""
+    told = (("expected", base, "expected"), ("base", base, "found"), ("adapter", adapter, "found"))
+    for name, answer, which in told:
+        for one in answer.get("boxes", {}).get(which, ()):
+            yield name, Box(*one["box"])
 
 
 def _flat(measured: Measured) -> Iterator[tuple[str, str, Comparison]]:
@@ -362,7 +376,7 @@ def page(results: Results, show: Show, most: int = MOST_EXAMPLES) -> str:
 def _section(one: Example, kind: str, show: Show) -> Section:
     return Section(
         title=one.question or "(no words)",
-        shown=_moments(one.row, show),
+        shown=_moments(one, show),
         told=(
             Told("expected", one.expected),
             Told("base", one.base, one.base_score),
@@ -373,17 +387,21 @@ def _section(one: Example, kind: str, show: Show) -> Section:
     )
 
 
-_KINDS = ("worse", "better", "different, as good")
+_KINDS = ("worse", "better", "as good")
 
 
 def _kind(one: Example) -> str:
     if abs(one.gain) < 1e-9:
-        return "different, as good"
+        return "as good"
     return "better" if one.gain > 0 else "worse"
 
 
-def _moments(row: Row, show: Show) -> tuple[ShownMoment, ...]:
-    """A row's media with some of what was shown of them; none where they cannot be read now."""
+def _moments(example: Example, show: Show) -> tuple[ShownMoment, ...]:
+    """A row's media with some of what was shown of them; none where they cannot be read now.
+
+    Boxes are drawn where there is one medium: with more, the reply does not say which it means.
+    """
+    row = example.row
     try:
         shown = show(row)
     except VidqaError:
@@ -392,9 +410,25 @@ def _moments(row: Row, show: Show) -> tuple[ShownMoment, ...]:
     for n, (media, one) in enumerate(zip(row.media, shown, strict=True), 1):
         pictures = {picture.seconds: picture for picture in one.pictures}
         chosen = tuple(pictures[at] for at in spread(sorted(pictures), MOST_PICTURES))
+        if example.boxes and len(row.media) == 1:
+            chosen = tuple(_drawn(picture, example.boxes) for picture in chosen)
         end = max(one.end_seconds, one.start_seconds + 0.001)  # that of a picture is its start
         moment = Moment(
             media.paths[0], "", one.start_seconds, end, 0.0, tuple(pictures), media.texts
         )
         moments.append(ShownMoment(n, moment, chosen))
     return tuple(moments)
+
+
+def _drawn(picture: Picture, boxes: Sequence[tuple[str, Box]]) -> Picture:
+    """The picture, enlarged to where names can be read, with boxes on it."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture.jpeg)) as image:
+        larger = max(1, math.ceil(DRAWN_WIDTH / image.width))
+        size = image.width * larger, image.height * larger
+        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    encoded = io.BytesIO()
+    draw(pixels, boxes).save(encoded, "JPEG", quality=90)
+    return Picture(picture.seconds, encoded.getvalue())

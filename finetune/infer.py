@@ -12,9 +12,11 @@ A row's record, a JSON object:
                   "finish_reason": "stop", "tokens": {"prompt": 812, "completion": 4}}]}
 
 with an answer for each turn that the row leaves to the assistant; `expected`, `task` and `scores`
-are there where the row knows the answer. A row that cannot be read or is refused has an `error` in
-place of `answers`, and the others go on. An endpoint that is gone ends the run, as it would fail
-every row: what was answered is kept.
+are there where the row knows the answer, and `boxes` where it is boxes: {"expected": [{"label": "",
+"box": [left, top, right, bottom]}], "found": [...]}, in fractions of the picture's sides.
+
+A row that cannot be read or is refused has an `error` in place of `answers`, and the others go on.
+An endpoint that is gone ends the run, as it would fail every row: what was answered is kept.
 """
 
 from __future__ import annotations
@@ -209,6 +211,8 @@ class _Asking:
             answer["scores"] = {
                 name: round(value, 6) for name, value in scoring.scores(truth, text).items()
             }
+            if truth.task == "box":
+                answer["boxes"] = scoring.boxes(truth, text)
         counts = {"prompt": reply.usage.prompt, "completion": reply.usage.completion}
         return answer | {"finish_reason": reply.finish_reason, "tokens": counts}
 
@@ -234,8 +238,10 @@ def made_by(
     files: Sequence[Path], model: str, adapter: Path | None, options: InferOptions
 ) -> dict[str, Any]:
     """What the answers of a run follow from, for `AnswerFile`. `model` names or identifies it."""
+    names = [file.name for file in files]
+    shown = names if len(set(names)) == len(names) else [str(file) for file in files]
     return {
-        "data": {str(file): file_digest(file)[:16] for file in files},
+        "data": {name: file_digest(file)[:16] for name, file in zip(shown, files, strict=True)},
         "model": model,
         "adapter": _adapter_digest(adapter),
         "look": dataclasses.asdict(options.look),

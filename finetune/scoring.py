@@ -166,6 +166,16 @@ def scores(truth: Truth, reply: str) -> dict[str, float]:
     return dict(zip(MEASURES[truth.task], values, strict=True))
 
 
+def boxes(truth: Truth, reply: str) -> dict[str, list[dict[str, Any]]]:
+    """The boxes that are true and those of a reply, as JSON: fractions of the picture's sides."""
+    found = parse(truth.family, reply, truth.shown_size)
+    return {
+        name: [{"label": label, "box": [round(side, 4) for side in box.sides]}
+               for label, box in things]
+        for name, things in (("expected", truth.things), ("found", found))
+    }  # fmt: skip
+
+
 def _spans(text: str) -> list[times.Span]:
     return times.parse(metrics.without_citations(text))
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import FakeEndpoint
 from finetune_parts import asked, shown_of
+from PIL import Image
 
 from finetune.evaluate import (
     Results,
@@ -22,7 +27,8 @@ from finetune.evaluate import (
 )
 from finetune.infer import InferOptions
 from finetune.layout import Look, Shown
-from finetune.rows import Row
+from finetune.rows import Located, Row
+from vidqa.boxes import Box
 from vidqa.errors import UsageError, VideoError
 from vidqa.vlm import AsyncVlmClient
 
@@ -174,7 +180,7 @@ def test_metrics_json_holds_both_with_the_interval(tmp_path: Path) -> None:
 def test_the_page_shows_where_the_two_differ_with_the_frames() -> None:
     results, _ = run(probe=PROBE)
     text = page(results, shown_of)
-    assert "answered differently by the adapter: 0 worse, 6 better, 0 different, as good" in text
+    assert "answered differently by the adapter: 0 worse, 6 better, 0 as good" in text
     assert text.count("<h2>Colour?</h2>") == 6
     assert text.count("<h2>Capital of France?</h2>") == 3
     assert "Shape?" not in text
@@ -204,6 +210,29 @@ def test_a_video_that_is_away_leaves_the_example_without_pictures() -> None:
     text = page(results, gone)
     assert "Colour?" in text
     assert "data:image" not in text
+
+
+def test_the_page_draws_the_boxes_of_all_three() -> None:
+    def boxes(body: dict[str, Any]) -> str:
+        return "(0,0),(500,500)" if body["model"] == "birds" else "(500,500),(900,900)"
+
+    row = asked(1, "Where is the star?", Located((("star", Box(0, 0, 0.5, 0.5)),)))
+    with FakeEndpoint(models=("fake-vl", "birds"), answer=boxes) as endpoint:
+        results = evaluate(
+            [row], lambda: AsyncVlmClient(endpoint.base_url, model="fake-vl"), "birds",
+            options=OPTIONS, show=shown_of,
+        )  # fmt: skip
+    (example,) = results.held_out.examples
+    assert example.boxes == (
+        ("expected", Box(0, 0, 0.5, 0.5)),
+        ("base", Box(0.5, 0.5, 0.9, 0.9)),
+        ("adapter", Box(0, 0, 0.5, 0.5)),
+    )
+    assert (example.base_score, example.adapter_score) == (0.0, 1.0)
+    first, _ = re.findall('data:image/jpeg;base64,([^"]+)', page(results, shown_of))
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(first))))
+    assert drawn.shape == (448, 448, 3)
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 3  # more than the plain red
 
 
 # Going on

@@ -98,7 +98,7 @@ def test_base_adapter_and_merged_model_answer_a_file_of_rows(vidqa: Any, place: 
 
     done = vidqa("infer", *rows, "--adapter", "birds", "--output", "answers.jsonl")
     assert done.returncode == 0, done.stderr
-    assert "12 rows answered: answers.jsonl" in done.stdout
+    assert "12 rows answered, 12 answers cut off (--max-tokens): answers.jsonl" in done.stdout
     assert texts(place / "answers.jsonl") == adapted
 
     done = vidqa("infer", *rows, "--adapter", "birds", "--output", "answers.jsonl")

@@ -1,0 +1,135 @@
+"""`vidqa infer` and `vidqa finetune eval` at an endpoint: what they print, write and exit with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeEndpoint
+from media import three_shots
+from typer.testing import CliRunner, Result
+
+from vidqa.cli import app
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    three_shots(tmp_path / "film.mp4")
+    lines = [
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "video", "video": "film.mp4"},
+                        {"type": "text", "text": f"What is number {n}?"},
+                    ],
+                },
+                {"role": "assistant", "content": "red"},
+            ]
+        }
+        for n in range(1, 4)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    return tmp_path
+
+
+@pytest.fixture
+def endpoint() -> Iterator[FakeEndpoint]:
+    def answer(body: dict[str, Any]) -> str:
+        return "red" if body["model"] == "birds" else "blue"
+
+    with FakeEndpoint(models=("fake-vl", "birds"), answer=answer) as running:
+        yield running
+
+
+def run(endpoint: FakeEndpoint, *arguments: str) -> Result:
+    where = ("--base-url", endpoint.base_url, "--model", "fake-vl", "--cache", "cache")
+    return CliRunner().invoke(app, [*arguments, *where])
+
+
+def test_infer_prints_one_object_a_row(place: Path, endpoint: FakeEndpoint) -> None:
+    done = run(endpoint, "infer", "--data", "rows.jsonl")
+    assert done.exit_code == 0, done.output
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(one["row"] for one in records) == [1, 2, 3]
+    assert {one["answers"][0]["text"] for one in records} == {"blue"}
+
+
+def test_infer_writes_a_file_in_the_order_of_the_rows(place: Path, endpoint: FakeEndpoint) -> None:
+    done = run(endpoint, "infer", "--data", "rows.jsonl", "--adapter", "birds", "--output",
+               "a.jsonl", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert summary == {"event": "summary", "answered": 3, "failed": 0, "known": 0, "cut_off": 0,
+                       "output": "a.jsonl"}  # fmt: skip
+    records = [json.loads(line) for line in (place / "a.jsonl").read_text().splitlines()]
+    assert [one["row"] for one in records] == [1, 2, 3]
+    assert {one["answers"][0]["scores"]["exact_match"] for one in records} == {1.0}
+
+
+def test_frames_come_from_the_cache_when_the_video_is_gone(
+    place: Path, endpoint: FakeEndpoint
+) -> None:
+    assert run(endpoint, "infer", "--data", "rows.jsonl", "--output", "a.jsonl").exit_code == 0
+    (place / "film.mp4").unlink()
+    assert run(endpoint, "infer", "--data", "rows.jsonl", "--output", "b.jsonl").exit_code == 0
+
+
+def test_a_row_that_fails_is_named_and_makes_the_exit_code_1(
+    place: Path, endpoint: FakeEndpoint
+) -> None:
+    text = (place / "rows.jsonl").read_text()
+    (place / "rows.jsonl").write_text(text.replace("film.mp4", "gone.mp4", 1))
+    done = run(endpoint, "infer", "--data", "rows.jsonl", "--output", "a.jsonl")
+    assert done.exit_code == 1
+    assert "rows.jsonl:1: " in done.stderr
+    assert "2 rows answered, 1 failed; the next run tries them again: a.jsonl" in done.stdout
+
+
+def test_an_empty_file_is_nothing_found(place: Path, endpoint: FakeEndpoint) -> None:
+    (place / "rows.jsonl").write_text("")
+    done = run(endpoint, "infer", "--data", "rows.jsonl")
+    assert done.exit_code in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Missing option '--data'"),
+        (("--data", "rows.jsonl", "--output", "rows.jsonl"), "that is the data"),
+        (("--merge", "m"), "name the adapter as well"),
+        (("--merge", "m", "--adapter", "birds"), "leave out --base-url"),
+    ],
+)
+def test_wrong_usage_of_infer_is_told(
+    place: Path, endpoint: FakeEndpoint, arguments: tuple[str, ...], words: str
+) -> None:
+    done = run(endpoint, "infer", *arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+def test_eval_tells_of_both_and_writes_figures_and_page(
+    place: Path, endpoint: FakeEndpoint
+) -> None:
+    done = run(endpoint, "finetune", "eval", "--data", "rows.jsonl", "--adapter", "birds",
+               "--probe", "rows.jsonl", "--output", "out")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "held-out  answer  exact_match  0.000  1.000    +1.000" in done.stdout
+    told = json.loads((place / "out" / "metrics.json").read_text())
+    assert (told["base"], told["adapter"]) == ("fake-vl", "birds")
+    assert "birds against fake-vl" in (place / "out" / "report.html").read_text()
+
+
+def test_eval_of_the_base_alone_wants_a_folder(place: Path, endpoint: FakeEndpoint) -> None:
+    done = run(endpoint, "finetune", "eval", "--data", "rows.jsonl")
+    assert done.exit_code == 2
+    assert "--output: name a folder for the results" in done.stderr
+    done = run(endpoint, "finetune", "eval", "--data", "rows.jsonl", "--output", "out", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["adapter"] is None

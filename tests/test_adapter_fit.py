@@ -215,6 +215,12 @@ def test_other_weights_are_an_error_that_names_both(tmp_path: Path) -> None:
         check_base(adapter, other, "Qwen/Theirs")
 
 
+def test_other_weights_in_the_folder_of_the_base_are_told_as_such(tmp_path: Path) -> None:
+    adapter = servable(make_adapter(tmp_path / "a", card={"base_model": "m", "base_digest": "00"}))
+    with pytest.raises(ModelError, match=r"a does not fit m, its base by name: their weights"):
+        check_base(adapter, make_base(tmp_path / "base"), "m")
+
+
 def test_a_quantized_base_is_compared_by_its_shapes(tmp_path: Path) -> None:
     card = {"base_model": "base", "base_digest": base_digest(make_base(tmp_path / "base"))}
     adapter = servable(make_adapter(tmp_path / "a", card=card))

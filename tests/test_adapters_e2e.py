@@ -208,4 +208,4 @@ def test_a_request_may_ask_for_more_frames_than_the_adapter(tuned: Served, films
         "vidqa": {"frames": 6},
     }
     answer: httpx.Response = tuned.http.post("v1/chat/completions", json=body)
-    assert answer.json()["usage"]["frames"] == 6
+    assert answer.json()["usage"]["frames"] > 2  # as many as the moments have

@@ -172,7 +172,8 @@ def test_the_engine_takes_no_images(engine: EngineHandle) -> None:
 def test_vllms_other_routes_are_shut(engine: EngineHandle, path: str) -> None:
     root = engine.base_url.removesuffix("/v1")
     headers = {"Authorization": f"Bearer {engine.api_key}"}
-    assert httpx.post(root + path, headers=headers).status_code == 404
+    # 403 where another test has left an engine that serves adapters: it loads none of elsewhere.
+    assert httpx.post(root + path, headers=headers).status_code in (403, 404)
     assert httpx.get(root + path).status_code == 401
 
 

@@ -237,10 +237,13 @@ def check_base(adapter: Servable, weights: Path, model: str) -> None:
 
 
 def _other_base(adapter: Servable, model: str, why: str) -> ModelError:
-    base = adapter.card.base_model or "another model"
-    way_out = f"; serve it with --model {base}" if adapter.card.base_model else ""
+    base = adapter.card.base_model
+    if base == model:  # a folder that holds other weights by now, or tensors that no model has
+        return ModelError(f"adapter {adapter.folder} does not fit {model}, its base by name: {why}")
+    way_out = f"; serve it with --model {base}" if base else ""
     return ModelError(
-        f"adapter {adapter.folder} was trained on {base}, and the model is {model}: {why}{way_out}"
+        f"adapter {adapter.folder} was trained on {base or 'another model'}, and the model is "
+        f"{model}: {why}{way_out}"
     )
 
 

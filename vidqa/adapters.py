@@ -198,7 +198,7 @@ def find(given: str, folder: Path) -> Path:
     path = Path(given).expanduser()
     if is_adapter(path):
         return path
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir():
         raise UsageError(
             f"{given}: holds no {CONFIG}; name the folder of a LoRA adapter, as PEFT saves it"
         )

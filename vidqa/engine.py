@@ -183,8 +183,10 @@ def _serves(state: _State, options: EngineOptions, digest: str) -> bool:
 def _why_ended(state: _State, digest: str) -> str:
     if state.digest != digest:
         return ""
-    allowed = f"of rank {state.lora_rank} at most" if state.lora_rank else "no adapters"
-    return f" ({allowed}{'' if state.tower_lora else ', none of the vision tower'})"
+    if not state.lora_rank:
+        return " and no adapters"
+    tower = "" if state.tower_lora else ", none of the vision tower"
+    return f" and adapters of rank {state.lora_rank} at most{tower}"
 
 
 def status(folder: Path | None = None) -> EngineStatus | None:

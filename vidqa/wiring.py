@@ -178,7 +178,7 @@ def choose_adapter(settings: Settings, given: str) -> ChosenAdapter:
     except UsageError as error:
         if settings.base_url and not equals and "/" not in given:
             return ChosenAdapter(given, None)
-        raise UsageError(f"--adapter {error}") from error
+        raise UsageError(f"--adapter {f'{name}=' if equals else ''}{error}") from error
     card = read(folder)
     return ChosenAdapter(check_name(name if equals else folder.absolute().name), folder, card.look)
 

@@ -37,10 +37,11 @@ def status(run: Run) -> None:
         shown = {} if found is None else asdict(found) | {"log": str(found.log)}
         run.emit({"running": found is not None, **shown})
     elif found is not None:
+        adapters = f"adapters of rank {found.lora_rank} at most; " if found.lora_rank else ""
         run.say(
             f"{found.stage}: {found.model} at {found.base_url}, process {found.pid}, "
-            f"up {found.age_seconds / 60:.0f} min; stops after {found.idle_minutes:g} min "
-            f"without a question; log {found.log}"
+            f"up {found.age_seconds / 60:.0f} min; {adapters}stops after "
+            f"{found.idle_minutes:g} min without a question; log {found.log}"
         )
     if found is None:
         run.found_nothing("no engine is running; the next question starts one")

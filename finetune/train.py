@@ -231,7 +231,10 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
     encoder = Encoder(load_processor(str(folder)), look_of(recipe), family, shelf)
     budget = Budget(max_tokens=recipe.max_row_tokens)
     on_stage(f"looking at {len(rows) + len(held_out):,} rows")
-    plan, held_out_plan = (make_plan(group, encoder, budget) for group in (rows, held_out))
+    plan, held_out_plan = (
+        make_plan(group, encoder, budget, workers=_readers() if shelf else 0)
+        for group in (rows, held_out)
+    )
     if not plan.used:
         first = plan.dropped[0]
         raise NothingFound(f"no row can be trained on; the first, {first.origin}: {first.reason}")
@@ -245,6 +248,11 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
         memory=estimate(shape_of(counted.config), counted.parameters, plan, training_of(recipe)),
         seconds=guess_seconds(plan, held_out_plan, counted, recipe),
     )
+
+
+def _readers() -> int:
+    """Processes that read videos beside a training process; several of those share the cores."""
+    return max(1, ((os.cpu_count() or 2) - 1) // int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _read(order: Order, paths: Sequence[Path]) -> tuple[list[Row], list[adapters.DataFile]]:

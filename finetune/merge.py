@@ -92,6 +92,15 @@ def _origin(card: AdapterCard, base: Path) -> dict[str, Any]:
     }
 
 
+def look_of(model: Path) -> dict[str, Any]:
+    """The look of the adapter that was merged into a model; empty for any other model."""
+    try:
+        told = json.loads((model / MERGED).read_text(encoding="utf-8"))
+        return dict(told["look"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 # ---------------------------------------------------------------- the adapter
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_models import make_answerer
 
-from finetune.merge import MERGED, merge
+from finetune.merge import MERGED, look_of, merge
 from vidqa.adapters import AdapterCard, write
 from vidqa.errors import ModelError, UsageError
 
@@ -117,6 +117,17 @@ def test_the_folder_says_what_it_was_made_of(base: Path, adapter: Path, tmp_path
     assert told["adapter"] == "birds"
     assert told["base_model"] == str(base)
     assert len(told["base_digest"]) == 32
+
+
+def test_a_merged_model_keeps_the_adapters_look(base: Path, adapter: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "birds"
+    copy.mkdir()
+    for file in adapter.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    write(copy, AdapterCard(name="birds", base_model="my/base", rank=4, alpha=12, targets=LANGUAGE,
+                            look={"max_frames": 4}))  # fmt: skip
+    assert look_of(merge(base, copy, tmp_path / "merged")) == {"max_frames": 4}
+    assert look_of(base) == {}
 
 
 def test_a_folder_that_is_there_is_not_written_into(

@@ -103,8 +103,7 @@ def box_rows(made: Sequence[world.Film], folder: Path, per_scene: int = 1) -> li
         for at, (scene, span) in enumerate(zip(film.scenes, films.spans(film), strict=True)):
             count = films.frame_counts(film)[at]
             rng = random.Random(f"{film.seed} {at}")
-            for _ in range(per_scene):
-                frame = rng.randrange(count // 4, count * 3 // 4)  # clear of fades
+            for frame in rng.sample(range(count // 4, count * 3 // 4), per_scene):  # clear of fades
                 seconds = span.start_seconds + (frame + 0.5) / films.FPS
                 media = Media("image", (str(folder / film.name),), at_seconds=round(seconds, 4))
                 rows += [_located(media, thing, frame / (count - 1)) for thing in scene.things]

@@ -344,8 +344,8 @@ def _held_out_figures(
     kept = fitted.best_step or max(judged, default=0)
     names = {"eval_loss": "loss", "eval_token_accuracy": "token_accuracy"}
     before, after = (
-        {name: judged[step][key] for key, name in names.items()} if step in judged else {}
-        for step in (0, kept)
+        {name: judged[step][key] for key, name in names.items()} if is_told else {}
+        for step, is_told in ((0, 0 in judged), (kept, kept > 0))
     )
     return before, after
 
@@ -380,6 +380,8 @@ def _save(order: Order, prepared: Prepared, fitted: Fitted) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"base_model_name_or_path": order.model})
     for one in draft.iterdir():
+        # safetensors leaves its files to their owner alone; an engine may be somebody else's.
+        one.chmod(0o644)
         one.replace(order.output / one.name)
     draft.rmdir()
 

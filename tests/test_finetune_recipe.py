@@ -116,7 +116,7 @@ def test_flags_of_two_fields_differ_and_none_is_a_setting_s_of_another_kind() ->
     flags = [recipe_flag(name) for name in RECIPE]
     assert len(set(flags)) == len(flags)
     shared = RECIPE.keys() & SETTINGS.keys()
-    assert shared == {"max_frames", "max_pixels", "sample_fps"}
+    assert shared == {"frames_per_moment", "max_frames", "max_pixels", "sample_fps"}
 
 
 # ---------------------------------------------------------------- configs/

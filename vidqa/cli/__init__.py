@@ -494,6 +494,7 @@ PLAYGROUND_SETTINGS = (
     "model",
     "base_url",
     "engine_idle_minutes",
+    "adapters",
 )
 
 
@@ -527,25 +528,36 @@ def evaluate(
         str, typer.Option("--suite", help="What to measure: playground.")
     ] = "playground",
     films: Annotated[int, typer.Option("--films", min=1, help="How many held-out films.")] = 28,
+    adapter: Adapter = None,
 ) -> None:
     """Measure cuts, search and answers where the truth is known; with 95 % intervals.
 
     \b
     vidqa eval --suite playground
     vidqa eval --suite playground --films 4      a first impression, in minutes
+    vidqa eval --adapter shapes                  what an adapter of the tiny model has forgotten
     """
     from dataclasses import replace
 
     from vidqa.demo.evaluate import run as measure
     from vidqa.output import suite_json, suite_lines
-    from vidqa.wiring import ask_options, connect, ingest_options, open_library
+    from vidqa.wiring import (
+        ask_options,
+        choose_adapter,
+        connect,
+        ingest_options,
+        open_library,
+        with_look,
+    )
 
     if suite != "playground":
         raise UsageError(f"--suite {suite}: no such suite; there is playground")
+    chosen = choose_adapter(run.settings, adapter) if adapter else None
+    settings = with_look(run.settings, chosen.look) if chosen else run.settings
     # Nothing else may be in the library that is searched.
-    settings = replace(run.settings, index=run.settings.index / "eval")
+    settings = replace(settings, index=settings.index / "eval")
     library, embedder = open_library(settings, create=True)
-    with connect(settings, run.note) as client:
+    with connect(settings, run.note, chosen) as client:
         found = measure(
             settings.index / "films",
             library,

@@ -16,7 +16,7 @@ DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.
 
 # Why a command of the documentation is not run here; it says so itself: `command  # needs: REASON`.
 # A comment that begins a block is about all of it. What needs a running server is run by
-# test_readme_e2e.py, the Python of the documentation as well; all of docs/finetune.md but what needs
+# test_readme_e2e.py, the Python of the documentation as well; docs/finetune.md but for what needs
 # a GPU by test_finetune_document.py and test_finetune_e2e.py.
 REASONS = {
     "a model hub", "a package index", "a GPU", "minutes and the real vLLM", "a running server",

@@ -300,11 +300,9 @@ def estimate(
     places = answers if training.label_places_only else tokens
     # Autocast computes with copies of trained weights; without checkpointing each is kept, those of
     # an adapter too, which are small and counted in `layer_bytes`.
-    copies = 0.0
-    if not training.rank and not training.checkpointing:
-        copies = (
-            trained * training.compute_bytes * (training.compute_bytes < training.trained_bytes)
-        )
+    kept = not training.rank and not training.checkpointing
+    narrower = training.compute_bytes < training.trained_bytes
+    copies = trained * training.compute_bytes if kept and narrower else 0.0
     return Memory(
         weights=round((every - trained) * training.weight_bytes + trained * training.trained_bytes),
         gradients=round(trained * training.trained_bytes),

@@ -52,15 +52,19 @@ def cells(title: str) -> list[list[str]]:
 def write_rows(
     rows: Path, held_out: Path, films: list[Path], *, apart: int = 1, limit: int = 100
 ) -> None:
-    """Questions of new types about films of the playground; the last `apart` are held out."""
+    """Questions of new types about the playground's first held-out films of three scenes.
+
+    Those about the last `apart` films are held out; of each file at most `limit` are taken.
+    """
     from finetune.formats import write
     from vidqa.demo import domain, world
 
+    seeds = range(world.FIRST_HELD_OUT_SEED, world.FIRST_HELD_OUT_SEED + len(films))
+    drawn = {film.name: film for film in (world.sample_film(seed, 3) for seed in seeds)}
     for file, chosen in ((rows, films[:-apart]), (held_out, films[-apart:])):
         made = []
         for path in chosen:
-            film = world.sample_film(int(path.stem.rpartition("-")[2]), 3)
-            made += domain.new_rows([film], path.parent.absolute())
+            made += domain.new_rows([drawn[path.name]], path.parent.absolute())
         write(random.Random(0).sample(made, min(limit, len(made))), file, "vidqa")
 
 

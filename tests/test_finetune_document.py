@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from conftest import REPOSITORY
@@ -196,7 +197,8 @@ def test_the_review_of_the_document_opens_and_ends(tmp_path: Path) -> None:
         cwd=folder, env=environment(folder), stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout
-        assert "http://127.0.0.1:" in process.stdout.readline()
+        (url,) = re.findall(r"http://127\.0\.0\.1:\S+", process.stdout.readline())
+        assert httpx.get(url, timeout=60).status_code == 200
         process.send_signal(signal.SIGINT)
         assert "to train on: rows.reviewed.jsonl" in process.stdout.read()
     assert process.returncode == 0

@@ -55,7 +55,7 @@ class Reader:
         more = [flags for begin, flags in SHORTER.items() if command.startswith(begin)]
         return subprocess.run(
             ["bash", "-c", " ".join([command, *more])],
-            cwd=self.place, env=self.environ, capture_output=True, text=True, timeout=600,
+            cwd=self.place, env=self.environ, capture_output=True, text=True, timeout=1800,
         )  # fmt: skip
 
     def told(self, command: str) -> Any:

@@ -283,7 +283,8 @@ def estimate(
     gradients      of each trained weight
     optimizer      AdamW: two float32 of each trained weight
     activations    with checkpointing: the input of every layer, and everything within one of them;
-                   without it: everything within every layer. See `layer_bytes`, `vision_bytes`
+                   without it: everything within every layer, and where all weights are trained
+                   their copies in bf16. See `layer_bytes`, `vision_bytes`
     logits         of each place that is computed: bf16 and float32 logits, their log-softmax and
                    gradient: 14 bytes a word of the vocabulary
     """
@@ -297,11 +298,16 @@ def estimate(
         layer_bytes(shape, training), shape.layers, shape.hidden, training
     ) + 2 * shape.hidden * (training.compute_bytes + 4)
     places = answers if training.label_places_only else tokens
+    # Autocast computes with copies of trained weights; without checkpointing each is kept, those of
+    # an adapter too, which are small and counted in `layer_bytes`.
+    kept = not training.rank and not training.checkpointing
+    narrower = training.compute_bytes < training.trained_bytes
+    copies = trained * training.compute_bytes if kept and narrower else 0.0
     return Memory(
         weights=round((every - trained) * training.weight_bytes + trained * training.trained_bytes),
         gradients=round(trained * training.trained_bytes),
         optimizer=8 * trained,
-        activations=round(tokens * language + patches * vision_bytes(shape, training)),
+        activations=round(tokens * language + patches * vision_bytes(shape, training) + copies),
         logits=14 * places * shape.vocabulary,
     )
 

@@ -297,6 +297,25 @@ def test_checkpointing_takes_less_and_longer_rows_take_more() -> None:
     assert short.activations < memory(planned(100), trains_vision=True).activations
 
 
+def test_all_weights_in_training_are_kept_in_bf16_too_unless_checkpointed() -> None:
+    """Autocast's copies: what it keeps of a layer grows by its weights."""
+    ids = torch.randint(5, 500, (1, 8))
+    counted, weights = [], []
+    for layers in (1, 2):
+        model = model_of(layers, 1).to(torch.float32)
+        weights.append(sum(one.numel() for one in model.parameters() if one.ndim == 2))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            counted.append(kept_bytes(model, lambda one: one(input_ids=ids, logits_to_keep=4)))
+    grown = counted[1] - counted[0]
+    assert grown > 2 * (weights[1] - weights[0])
+    bare, half = (
+        memory(planned(0, patches=0), rank=0, checkpointing=False, compute_bytes=one).activations
+        for one in (4.0, 2.0)
+    )
+    assert (bare, half) == (0, 2 * 1_000)
+    assert memory(planned(0, patches=0), rank=0).activations == 0
+
+
 # Telling
 
 

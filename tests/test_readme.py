@@ -16,9 +16,11 @@ DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("**/*.
 
 # Why a command of the documentation is not run here; it says so itself: `command  # needs: REASON`.
 # A comment that begins a block is about all of it. What needs a running server is run by
-# test_readme_e2e.py, the Python of the documentation as well.
+# test_readme_e2e.py, the Python of the documentation as well; docs/finetune.md but for what needs
+# a GPU by test_finetune_document.py and test_finetune_e2e.py.
 REASONS = {
     "a model hub", "a package index", "a GPU", "minutes and the real vLLM", "a running server",
+    "a person",
 }  # fmt: skip
 
 _FENCE = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -51,13 +53,17 @@ def needs(comment: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a reader has it: two short films of the playground in films/."""
+    """A folder as a reader has it: two short films of the playground in films/, rows about them."""
+    from document_parts import write_rows
+
     from vidqa.demo import films, world
 
     folder = tmp_path_factory.mktemp("reader")
     seeds = [world.FIRST_HELD_OUT_SEED, world.FIRST_HELD_OUT_SEED + 1]
     films.write_library(folder / "films", seeds, scene_count=3, per_type=1)
     shutil.copytree(REPOSITORY / "configs", folder / "configs")
+    drawn = sorted((folder / "films").glob("*.mp4"))
+    write_rows(folder / "rows.reviewed.jsonl", folder / "held-out.jsonl", drawn)
     return folder
 
 

@@ -164,7 +164,7 @@ def write_domain(
     folder: Path, training_films: int = 40, held_out_films: int = 8, pictures: int = 5000
 ) -> None:
     """Films and rows; what is there already is made anew only where it differs."""
-    shelf = folder / "films"
+    shelf = (folder / "films").absolute()  # so that the rows name them from their own folder
     training, held_out = (
         [world.sample_film(first + number, SCENES_PER_FILM) for number in range(count)]
         for first, count in (

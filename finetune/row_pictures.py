@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,7 @@ def _times(media: Media, row: Row, duration_seconds: float) -> list[float]:
     seen = row.extra.get("frame_seconds")
     if isinstance(seen, list) and len(row.media) == 1:
         # Whoever wrote the file may have written anything.
-        times = [one for one in seen if isinstance(one, float | int) and math.isfinite(one)]
+        times = [one for one in seen if isinstance(one, float | int)]
         if within := [float(one) for one in times if 0 <= one <= duration_seconds]:
             return within[:64]
     start = media.start_seconds or 0.0

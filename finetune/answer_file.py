@@ -44,7 +44,7 @@ class AnswerFile:
         try:
             self._lock()
             self._records = self._known(made_by)
-            self.made_by_path.write_text(json.dumps(made_by, indent=1) + "\n", encoding="utf-8")
+            self._say_made_by(made_by)
         except BaseException:
             self._file.close()
             raise
@@ -84,14 +84,25 @@ class AnswerFile:
             os.fsync(file.fileno())
         draft.replace(self.path)
 
+    def _say_made_by(self, made_by: Mapping[str, Any]) -> None:
+        """Whole or as it was: a run that was killed here goes on like any other."""
+        draft = self.made_by_path.with_name(f"{self.made_by_path.name}.new")
+        draft.write_text(json.dumps(made_by, indent=1) + "\n", encoding="utf-8")
+        draft.replace(self.made_by_path)
+
     def _lock(self) -> None:
+        busy = UsageError(
+            f"--output {self.path}: another command is writing it; wait for it, or name "
+            "another file"
+        )
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # `finish` puts another file in its place: who opened the one before holds nothing.
+            same = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
         except OSError as error:
-            raise UsageError(
-                f"--output {self.path}: another command is writing it; wait for it, or name "
-                "another file"
-            ) from error
+            raise busy from error
+        if not same:
+            raise busy
 
     def _known(self, made_by: Mapping[str, Any]) -> dict[int, Record]:
         """What is there of this very run. What is behind the last whole line is cut off."""

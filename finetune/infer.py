@@ -33,6 +33,7 @@ from finetune import scoring
 from finetune.answer_file import Record
 from finetune.layout import Look, Shown, messages, picture_size_of
 from finetune.rows import Row
+from vidqa.adapters import CONFIG, WEIGHTS
 from vidqa.boxes import Family, resized
 from vidqa.errors import EndpointError, UsageError, VidqaError
 from vidqa.vlm import DEFAULT_SAMPLING, AsyncVlmClient, Sampling
@@ -250,7 +251,8 @@ def made_by(
 
 
 def _adapter_digest(folder: Path | None) -> str | None:
-    """An adapter's name, and what its weights are."""
+    """An adapter's name, how strongly it is added, and what its weights are."""
     if folder is None:
         return None
-    return f"{folder.absolute().name} {file_digest(folder / 'adapter_model.safetensors')[:16]}"
+    digests = [file_digest(folder / name)[:16] for name in (CONFIG, WEIGHTS)]
+    return " ".join([folder.absolute().name, *digests])

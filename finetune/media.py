@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +111,7 @@ def _plan(media: Media, look: Look, frames: int) -> tuple[dict[str, Any], Callab
 
 
 def _video(path: str, start: float, end: float | None, frames: int, look: Look) -> Shown:
-    if start < 0 or (end is not None and end <= start):
+    if not 0 <= start < (math.inf if end is None else end):
         raise UsageError(f"{shown(path)}: [{start:g}, {end:g}) s is no part of a video")
     stretch = read_stretch(path, start, end, 1 / look.sample_fps)
     pictures = {one.seconds: one for one in stretch.pictures}
@@ -177,6 +179,10 @@ def _in_folder(path: str) -> list[str]:
 
 def _read_image(path: str) -> tuple[bytes, int, int]:
     """A JPEG as the model is shown it, and the size of the picture, upright, in pixels."""
+    with reading(path):
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    if not regular:  # a device or a pipe may never end
+        raise VideoError(f"{shown(path)}: is not a regular file; copy the picture to a file first")
     with reading(path):
         data = Path(path).read_bytes()
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -62,8 +63,8 @@ def merge(
     looked_through = servable(adapter)
     check_base(looked_through, base, str(base))
     targets = _targets(_pairs(looked_through), files, base)
-    draft = output.with_name(f"{output.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
+    output = output.resolve()  # "." has no name
+    draft = output.with_name(f"{output.name}.part-{os.getpid()}")  # no folder of anybody else's
     draft.mkdir(parents=True)
     try:
         for done, file in enumerate(files, 1):

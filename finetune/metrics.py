@@ -121,7 +121,7 @@ def chosen(reply: str, choices: Sequence[str]) -> int | None:
     equal = [at for at, text in enumerate(texts) if said and said == text]
     if len(equal) == 1:
         return equal[0]
-    letter = _letter_of(without_citations(reply))
+    letter = _letter_of(without_citations(reply), texts)
     if letter is not None and letter in letters:
         return letters.index(letter)
     within = [at for at, text in enumerate(texts) if _holds(said, text)]
@@ -140,12 +140,23 @@ def _lettered(choices: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     return in_order, [tokens(one) for one in choices]
 
 
-def _letter_of(reply: str) -> str | None:
+def _letter_of(reply: str, texts: Sequence[Sequence[str]]) -> str | None:
     alone = _LETTER_ALONE.match(reply) or _LETTERED.match(reply)
     if alone:
         return alone.group(1).upper()
     named = _LETTER_NAMED.search(reply)
-    return (named.group(1) or named.group(2)).upper() if named else None
+    if named is None:
+        return None
+    letter, rest = named.group(1) or named.group(2), reply[named.end() :]
+    return None if _is_article(letter, rest, texts) else letter.upper()
+
+
+def _is_article(letter: str, rest: str, texts: Sequence[Sequence[str]]) -> bool:
+    """Whether the letter A is that of "the answer is a star", not of "the answer is A"."""
+    if letter not in "aA" or not re.match(r"\s+\w", rest):
+        return False
+    after = tokens(rest)
+    return letter == "a" or any(text and after[: len(text)] == list(text) for text in texts)
 
 
 def _holds(text: Sequence[str], part: Sequence[str]) -> bool:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
+from finetune.layout import Look
+from finetune.media import show
 from finetune.rows import Media, Row
-from vidqa.errors import VideoError, VidqaError
+from vidqa.frames import pictures_at
+from vidqa.probe import probe
 from vidqa.types import Picture
 
 if TYPE_CHECKING:
     from vidqa.library import Library
 
 PICTURES = 8
-MAX_IMAGE_PIXELS = 64_000_000
 
 
 def row_pictures(row: Row, library: Library | None) -> list[Picture]:
@@ -25,22 +27,14 @@ def row_pictures(row: Row, library: Library | None) -> list[Picture]:
 
 
 def _pictures(media: Media, row: Row, library: Library | None) -> list[Picture]:
-    if media.kind == "image" and media.at_seconds is None:
-        return [Picture(0.0, _image(media.paths[0]))]
-    if len(media.paths) > 1:
-        step = max(1, len(media.paths) // PICTURES)
-        fps = media.fps or 1.0
-        return [
-            Picture(n / fps, _image(media.paths[n]))
-            for n in range(0, len(media.paths), step)[:PICTURES]
-        ]
-    video = library.find_path(media.paths[0]) if library is not None else None
+    path = media.paths[0]
+    is_still = media.kind == "image" and media.at_seconds is None
+    if is_still or len(media.paths) > 1 or os.path.isdir(path):
+        return list(show(media, Look(), PICTURES).pictures)
+    video = library.find_path(path) if library is not None else None
     if video is not None and library is not None:
         return library.pictures(video.video_id, _times(media, row, video.duration_seconds))
-    from vidqa.frames import pictures_at
-
-    path = media.paths[0]
-    return pictures_at(path, _times(media, row, _duration(path, media)))
+    return pictures_at(path, _times(media, row, probe(path).duration_seconds))
 
 
 def _times(media: Media, row: Row, duration_seconds: float) -> list[float]:
@@ -48,30 +42,12 @@ def _times(media: Media, row: Row, duration_seconds: float) -> list[float]:
     if media.at_seconds is not None:
         return [media.at_seconds]
     seen = row.extra.get("frame_seconds")
-    if isinstance(seen, list) and seen and len(row.media) == 1:
-        return [float(one) for one in seen[:64]]
+    if isinstance(seen, list) and len(row.media) == 1:
+        # Whoever wrote the file may have written anything.
+        times = [one for one in seen if isinstance(one, float | int)]
+        if within := [float(one) for one in times if 0 <= one <= duration_seconds]:
+            return within[:64]
     start = media.start_seconds or 0.0
-    end = duration_seconds if media.end_seconds is None else media.end_seconds
+    known = [one for one in (media.end_seconds, duration_seconds or None) if one is not None]
+    end = min(known, default=start)
     return [start + (n + 0.5) * (end - start) / PICTURES for n in range(PICTURES)]
-
-
-def _duration(path: str, media: Media) -> float:
-    if media.end_seconds is not None or media.at_seconds is not None:
-        return 0.0
-    from vidqa.probe import probe
-
-    return probe(path).duration_seconds
-
-
-def _image(path: str) -> bytes:
-    """Decoded and encoded again: a file that is no picture is not handed out."""
-    from vidqa.stills import for_model, read_image
-
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise VideoError(f"{path}: {error.strerror}") from error
-    try:
-        return for_model(read_image(data, max_pixels=MAX_IMAGE_PIXELS))
-    except VidqaError as error:
-        raise VideoError(f"{path}: {error}") from error

@@ -115,6 +115,8 @@ class RowsFile:
             if row.faults:
                 raise UsageError(f"{row.origin}: {row.faults[0]}; mend the line or take it out")
         notes = [_json(line) for line in _lines(self._journal)]
+        if not self.held:  # somebody took the rows away, to begin anew
+            notes = [one for one in notes if not one.get("rows")]
         self.done = {
             str(one["job"]) for one in (*notes, *(row.extra for row in self.held)) if "job" in one
         }

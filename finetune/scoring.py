@@ -109,8 +109,11 @@ def truth_of(row: Row, turn: int, expected: str, family: Family, sizes: Sizes) -
         for at, (label, box) in _things(row, turn)
         if at < len(sizes)
     )
-    # Data that came with boxes in the model's own words.
-    things = things or tuple(parse(family, expected, shown_size))
+    if not any(isinstance(part, Boxed | Located) for part in row.turns[turn].parts):
+        # Data that came with boxes in the model's own words; without any, it is no answer of boxes.
+        things = tuple(parse(family, expected, shown_size))
+        if not things:
+            return Truth("answer", expected, family)
     return Truth("box", expected, family, things=things, shown_size=shown_size)
 
 

@@ -2,7 +2,7 @@
 
 FAKE_ENGINE says what is to go wrong: it dies, refuses or wedges, or is late to say who it is; it
 ignores adapters, in whose names it answers as the base, answers its base in two ways ("noisy") or
-takes no adapter ("picky"). What it was asked for is in its log.
+takes no adapter ("picky"), as of one of that name. What it was asked for is in its log.
 FAKE_ENGINE_WAITS_FOR names a file that must be there before it serves, FAKE_ENGINE_ANSWERS_AT one
 that must be there before a question is answered.
 """
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _load(self, name: str, path: str) -> None:
         say(f"load {name} from {path}")
-        if MODE == "picky":
+        if MODE == "picky" or name.startswith("picky@"):
             return self._send(500, {"error": {"message": "LoRA rank 64 is greater than 16"}})
         assert (Path(path) / "adapter_model.safetensors").is_file()
         self.loaded[name] = path

@@ -63,8 +63,6 @@ class FakeEndpoint:
     """
 
     pieces: Sequence[str] = ("It is red [1].",)
-    # In place of `pieces`, what to answer to a body; an empty answer closes the connection.
-    answer: Callable[[dict[str, Any]], str] | None = None
     models: Sequence[str] = ("fake-vl",)
     api_key: str | None = None
     status: int = 200
@@ -78,7 +76,8 @@ class FakeEndpoint:
     raw: bytes | None = None  # sent in place of the events
     silent_seconds: float = 0.0  # before the first event
     lingers_seconds: float = 0.0  # after the end mark, with the connection open; until the end
-    # What to say to each question, in place of `pieces`: a text, or a status to refuse it with.
+    # What to say to each question, in place of `pieces`: a text, of which an empty one breaks off,
+    # or a status to refuse it with.
     says: Callable[[dict[str, Any]], str | int] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -143,8 +142,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, "Unrecognized request argument supplied: skip_special_tokens")
         elif self.told.raw is not None:
             self._answer(200, self.told.raw)
-        elif self.told.answer is not None:
-            self._stream([self.told.answer(body)])
         elif self.told.says is None:
             self._stream(self.told.pieces)
         elif isinstance(said := self.told.says(body), int):

@@ -28,7 +28,10 @@ def test_an_adapter_that_peft_saved_can_be_served(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ({"use_dora": True}, "cannot serve DoRA; train it as plain LoRA, or merge it"),
+        (
+            {"use_dora": True},
+            "cannot serve DoRA; train it as plain LoRA, or merge it into its base with PEFT",
+        ),
         ({"init_lora_weights": "pissa"}, r"changed its base \(init_lora_weights: pissa\)"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: olora"),
         ({"bias": "lora_only"}, r"trained biases \(bias: lora_only\)"),
@@ -264,3 +267,64 @@ def test_a_base_without_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="says no model_type"):
         base_digest(tmp_path)
+
+
+# ---------------------------------------------------------------- files that lie
+
+A, B = (f"base_model.model.{MODULES[0]}.lora_{side}.weight" for side in "AB")
+
+
+def write_table(folder: Path, table: dict[str, object] | bytes, data: bytes = b"") -> Path:
+    """A file of safetensors with whatever table."""
+    header = table if isinstance(table, bytes) else json.dumps(table).encode()
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return folder
+
+
+def row(shape: list[object], begin: int, end: int) -> dict[str, object]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("table", "size", "match"),
+    [
+        (b'{"a":' + b"[" * 100_000, 0, "not a whole safetensors file"),
+        ({A: row([4, 8], 0, 4), B: row([12, 4], 4, 8)}, 8, "than its shape says"),
+        ({A: row([4, 8], 0, 127), B: row([12, 4], 127, 300)}, 300, "than its shape says"),
+        ({A: row([-4, -8], 0, 128), B: row([12, 4], 128, 320)}, 320, "less than nothing"),
+        ({A: row([4, 8], 0, 128), B: row([12, 4], 0, 192)}, 192, "where the tensor before it"),
+        ({A: row([4, 8], 0, 128), B: row([12, 4], 132, 324)}, 324, "where the tensor before it"),
+        ({A: row([4, 8], 0, 128), B: row([12, 4], 128, 320)}, 324, "do not fill it"),
+        ({A: row([float("inf"), 8], 0, 128)}, 128, "not a whole safetensors file"),
+        ({A: row([32], 0, 128), B: row([48], 128, 320)}, 320, "no LoRA on a linear layer"),
+        ({A: row([8, 8], 0, 256), B: row([12, 8], 256, 640)}, 640, "is of rank 8, and .* says 4"),
+        ({A: row([4, 8], 0, 128), B: row([12, 8], 128, 512)}, 512, "lora_B.* is of rank 8"),
+    ],
+)
+def test_a_table_of_tensors_that_lies_is_told(
+    tmp_path: Path, table: dict[str, object] | bytes, size: int, match: str
+) -> None:
+    folder = write_table(
+        make_adapter(tmp_path / "a"),
+        table,
+        b"\x00\x00\x80\x3f" * (size // 4) + b"\x00" * (size % 4),
+    )
+    with pytest.raises(ModelError, match=match):
+        servable(folder)
+
+
+@pytest.mark.parametrize("pattern", [[1], {"q_proj": "x"}, {"q_proj": 1.5}, 7])
+def test_ranks_that_are_none_are_told(tmp_path: Path, pattern: object) -> None:
+    with pytest.raises(ModelError, match="its rank_pattern names no ranks"):
+        servable(make_adapter(tmp_path / "a", rank_pattern=pattern))
+
+
+def test_one_that_is_trained_again_while_it_is_copied_is_not_taken_for_the_one_before(
+    tmp_path: Path,
+) -> None:
+    adapter = servable(make_adapter(tmp_path / "a"))
+    make_adapter(tmp_path / "a", seed=1)
+    with pytest.raises(ModelError, match="was changed while it was copied"):
+        stage(adapter, tmp_path / "staged")
+    assert list((tmp_path / "staged").iterdir()) == []

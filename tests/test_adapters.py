@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from adapter_parts import make_adapter
 
 from vidqa import adapters
 from vidqa.adapters import AdapterCard, DataFile
@@ -91,3 +92,38 @@ def test_a_folder_without_an_adapter_says_what_is_wanted(tmp_path: Path) -> None
 def test_a_name_that_is_no_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="letters, digits"):
         adapters.check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("card", "match"),
+    [
+        ({"look": {"sample_fps": "fast"}}, "sample_fps is 'fast', and a number is wanted"),
+        ({"look": {"max_frames": True}}, "max_frames is True, and a whole number is wanted"),
+        ({"look": {"cite": 1}}, "cite is 1, and true or false is wanted"),
+        ({"look": {"layout": 5}}, "layout is 5, and text is wanted"),
+        ({"metrics": {"before": 5}}, "not a card of vidqa's"),
+    ],
+)
+def test_a_card_that_says_nonsense_is_told_with_its_file(
+    tmp_path: Path, card: dict[str, object], match: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"adapter\.json: {match}.*; remove it"):
+        adapters.read(make_adapter(tmp_path / "a", card=card))
+
+
+@pytest.mark.parametrize("name", ["adapter.json", "adapter_config.json"])
+def test_json_without_an_end_of_its_depth_is_told(tmp_path: Path, name: str) -> None:
+    folder = make_adapter(tmp_path / "a")
+    (folder / name).write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=rf"{name}: not valid JSON"):
+        adapters.read(folder)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"r": 4.7}, {"r": float("inf")}, {"lora_alpha": float("nan")}, {"r": [4]}]
+)
+def test_ranks_and_alphas_that_are_no_numbers_are_told(
+    tmp_path: Path, numbers: dict[str, object]
+) -> None:
+    with pytest.raises(ModelError, match="no LoRA as PEFT saves it"):
+        adapters.read(make_adapter(tmp_path / "a", **numbers))  # type: ignore[arg-type]

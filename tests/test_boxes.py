@@ -327,3 +327,16 @@ def test_a_reply_that_goes_round_in_circles_is_read_at_once(piece: str) -> None:
     for family in FAMILIES:
         assert parse(family, piece * 20_000, SHOWN) == []
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("side", [float("nan"), float("inf")])
+def test_a_box_that_is_no_number_is_not_written(side: float) -> None:
+    for family in FAMILIES:
+        with pytest.raises(UsageError, match="has a side that is no number"):
+            write_box(family, Box(side, 0, 1, 1), (10, 10), (28, 28))
+
+
+def test_long_nonsense_between_corners_is_read_in_no_time() -> None:
+    begun = time.process_time()
+    assert parse("qwen2-vl", "(1,2)" + " " * 50_000 + "x", (28, 28)) == []
+    assert time.process_time() - begun < 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shlex
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ import pytest
 from adapter_parts import make_adapter, make_base
 from conftest import REPOSITORY
 from fakes import FakeEmbedder, FakeEndpoint
+from media import Format, make_film, shot
+from PIL import Image
 from test_ask import add_film
 from test_cli import event, vidqa
 from test_engine import PROGRAM
@@ -168,6 +172,18 @@ def test_load_and_unload_change_the_running_engine(birds: Path, fake_engine: Pat
     assert vidqa("adapters", "unload", "birds").exit_code == 3
 
 
+def test_ls_says_that_one_that_was_trained_again_is_loaded_as_it_was(
+    birds: Path, fake_engine: Path
+) -> None:
+    Path("adapters/birds/adapter.json").unlink()
+    vidqa("adapters", "load", "birds", "--model", "tiny")
+    assert " loaded " in vidqa("adapters", "ls").stdout
+    make_adapter(birds, seed=1)
+    assert "loaded as it was" in vidqa("adapters", "ls").stdout
+    [row] = event(vidqa("adapters", "ls", "--json"))["adapters"]
+    assert not row["loaded"]
+
+
 def test_an_adapter_of_another_base_starts_no_engine(birds: Path, fake_engine: Path) -> None:
     card = CARD | {"base_digest": base_digest(make_base(Path("other"), seed=1))}
     birds.joinpath("adapter.json").write_text(json.dumps(card))
@@ -207,6 +223,32 @@ def test_ask_names_the_adapter_and_shows_what_it_wants_unless_told_more(
     assert endpoint.requests[-1]["model"] == "birds"
     assert answer["model"] == "birds"
     assert frames_shown(endpoint) == frames
+
+
+@pytest.mark.parametrize("command", ["ask red", "infer --data rows.jsonl", "eval"])
+def test_an_adapter_without_a_name_is_not_the_base(command: str) -> None:
+    """As of a script whose variable is empty."""
+    Path("rows.jsonl").write_text('{"messages": [{"role": "user", "content": "What?"}]}')
+    result = vidqa(*command.split(), "--base-url", "http://127.0.0.1:1/v1", "--adapter", "")
+    assert result.exit_code == 2
+    assert "--adapter '': a name, a folder, or NAME=FOLDER is wanted" in result.stderr
+
+
+def test_ground_asks_the_adapter_in_the_size_that_it_was_trained_to_see(birds: Path) -> None:
+    make_film(Path("red.mp4"), [shot(1.0)], Format(width=420, height=364))
+    look = {"max_pixels": 9408}
+    (birds / "adapter.json").write_text(json.dumps(CARD | {"look": look}))
+    says = "<|box_start|>(0,0),(500,500)<|box_end|>"
+    with FakeEndpoint(models=["base", "birds"], pieces=(says,)) as endpoint:
+        command = f"ground red.mp4 star --at 0.5 --base-url {endpoint.base_url} --model base"
+        flags = "--adapter birds --box-format qwen2-vl --json"
+        found = event(vidqa(*shlex.split(f"{command} {flags}")))
+    assert (found["model"], found["boxes"][0]["label"]) == ("birds", "")
+    (body,) = endpoint.requests
+    assert body["model"] == "birds"
+    url = body["messages"][0]["content"][0]["video_url"]["url"]
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2].partition(",")[0]))) as image:
+        assert image.width * image.height <= 9408
 
 
 def test_ask_with_an_adapter_that_is_not_there_loads_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,6 +132,22 @@ def test_what_vllm_does_not_take_is_told_with_its_reason(
         load(handle, servable(birds), "birds")
     assert handle.adapters is not None
     assert list(handle.adapters.iterdir()) == []
+
+
+def test_what_another_name_is_loaded_from_stays_when_it_is_not_taken(
+    folder: Path, birds: Path
+) -> None:
+    handle = start(folder)
+    found = load(handle, servable(birds), "birds")
+    with pytest.raises(ModelError, match="vLLM does not load it"):
+        load(handle, servable(birds), "picky")
+    assert handle.adapters is not None
+    assert (handle.adapters / found.digest / "adapter_model.safetensors").is_file()
+
+
+def test_likelihoods_that_are_no_numbers_prove_nothing() -> None:
+    assert math.isnan(difference_of({"a": -1.0, "b": -2.0}, {"a": math.nan, "b": -1.0}))
+    assert math.isnan(difference_of({"a": -1.0, "b": -2.0}, {"a": -1.0, "b": math.nan}))
 
 
 def test_it_is_unloaded_by_name_with_its_copy(folder: Path, birds: Path, tmp_path: Path) -> None:

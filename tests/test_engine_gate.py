@@ -144,7 +144,10 @@ def test_an_adapter_from_elsewhere_is_not_loaded(
     assert load(loading, path) == 403
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"lora_name": "x"}', b" " * 2 * LOAD_BYTES])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'{"lora_name": "x"}', b" " * 2 * LOAD_BYTES, b"[" * (LOAD_BYTES - 1)],
+)
 def test_a_body_that_names_no_path_loads_nothing(loading: Gate, body: bytes) -> None:
     status = asked(loading, "POST", "/v1/load_lora_adapter", KEY, body=body)["status"]
     assert status == 403

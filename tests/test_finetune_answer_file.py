@@ -115,3 +115,38 @@ def test_half_a_character_of_a_model_is_no_failure(path: Path) -> None:
         file.write(record(1, "\ud800"))
     with AnswerFile(path, RUN) as file:
         assert list(file.done) == [1]
+
+
+def test_a_kill_while_it_says_what_it_was_made_from_ends_no_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AnswerFile(path, RUN) as file:
+        file.write(record(1))
+
+    def killed(draft: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            AnswerFile(path, RUN)
+    with AnswerFile(path, RUN) as file:
+        assert list(file.done) == [1]
+
+
+def test_who_opened_the_file_before_it_was_put_in_order_does_not_write_into_the_old_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcntl import flock
+
+    with AnswerFile(path, RUN) as file:
+        file.write(record(1))
+
+    def replaced(opened: object, how: int) -> None:
+        path.with_name("new").write_bytes(path.read_bytes())
+        path.with_name("new").replace(path)
+        flock(opened, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("finetune.answer_file.fcntl.flock", replaced)
+    with pytest.raises(UsageError, match="another command is writing it"):
+        AnswerFile(path, RUN)

@@ -392,6 +392,14 @@ def test_finished_scenes_are_never_asked_again(
     assert (report.finished_before, report.spent.requests) == (6, 0)
 
 
+def test_who_takes_the_rows_away_begins_anew(
+    library: Library, rows_file: Path, teacher: FakeEndpoint
+) -> None:
+    first = run(library, rows_file, teacher)
+    rows_file.unlink()
+    assert run(library, rows_file, teacher).rows == first.rows > 0
+
+
 def test_a_line_that_a_killed_process_left_half_is_cut_off(
     library: Library, rows_file: Path, teacher: FakeEndpoint
 ) -> None:

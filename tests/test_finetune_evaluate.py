@@ -53,7 +53,7 @@ def reply(body: dict[str, Any]) -> str:
 
 
 def run(adapter: str | None = "birds", **named: Any) -> tuple[Results, FakeEndpoint]:
-    with FakeEndpoint(models=("fake-vl", "birds"), answer=reply) as endpoint:
+    with FakeEndpoint(models=("fake-vl", "birds"), says=reply) as endpoint:
         results = evaluate(
             named.pop("rows", ROWS),
             lambda: AsyncVlmClient(endpoint.base_url, model="fake-vl"),
@@ -217,7 +217,7 @@ def test_the_page_draws_the_boxes_of_all_three() -> None:
         return "(0,0),(500,500)" if body["model"] == "birds" else "(500,500),(900,900)"
 
     row = asked(1, "Where is the star?", Located((("star", Box(0, 0, 0.5, 0.5)),)))
-    with FakeEndpoint(models=("fake-vl", "birds"), answer=boxes) as endpoint:
+    with FakeEndpoint(models=("fake-vl", "birds"), says=boxes) as endpoint:
         results = evaluate(
             [row], lambda: AsyncVlmClient(endpoint.base_url, model="fake-vl"), "birds",
             options=OPTIONS, show=shown_of,

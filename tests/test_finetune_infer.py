@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_parts import make_adapter
 from fakes import FakeEndpoint
 from finetune_parts import asked, shown_of
 
 from finetune.answer_file import AnswerFile
 from finetune.infer import InferOptions, Kept, OpenClient, infer, made_by
 from finetune.layout import Look, Shown
-from finetune.rows import Row
+from finetune.rows import Located, Row
+from vidqa.boxes import Box
 from vidqa.errors import EndpointError, UsageError, VideoError
 from vidqa.vlm import AsyncVlmClient, Sampling
 
@@ -40,7 +42,7 @@ def number(body: dict[str, Any]) -> str:
 
 def test_every_row_gets_its_own_answer_with_its_scores() -> None:
     kept = Kept()
-    with FakeEndpoint(answer=number) as endpoint:
+    with FakeEndpoint(says=number) as endpoint:
         tally = infer(rows(20), opener(endpoint), shown_of, OPTIONS, kept)
     assert (tally.answered, tally.failed, tally.known) == (20, 0, 0)
     assert sorted(kept.records) == list(range(1, 21))
@@ -76,7 +78,7 @@ def test_several_rows_are_asked_at_a_time_and_no_more_than_allowed() -> None:
         return "red"
 
     options = InferOptions(look=Look(), family="qwen2-vl", at_once=3)
-    with FakeEndpoint(answer=answer) as endpoint:
+    with FakeEndpoint(says=answer) as endpoint:
         infer(rows(9), opener(endpoint), shown_of, options, Kept())
     assert most[0] == 3
 
@@ -179,12 +181,12 @@ def test_a_run_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     follows = made_by([data], "fake-vl", None, OPTIONS)
     with (
-        FakeEndpoint(answer=breaking(11)) as endpoint,
+        FakeEndpoint(says=breaking(11)) as endpoint,
         AnswerFile(path, follows) as file,
         pytest.raises(EndpointError, match="broke off"),
     ):
         infer(rows(30), opener(endpoint), shown_of, OPTIONS, file)
-    with FakeEndpoint(answer=number) as endpoint:
+    with FakeEndpoint(says=number) as endpoint:
         with AnswerFile(path, follows) as file:
             tally = infer(rows(30), opener(endpoint), shown_of, OPTIONS, file)
             file.finish()
@@ -200,6 +202,7 @@ def test_changed_data_or_another_adapter_is_another_run(tmp_path: Path) -> None:
     first = made_by([data], "fake-vl", None, OPTIONS)
     data.write_text("two")
     assert made_by([data], "fake-vl", None, OPTIONS)["data"] != first["data"]
+    (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"1")
     with_adapter = made_by([data], "fake-vl", tmp_path, OPTIONS)["adapter"]
     (tmp_path / "adapter_model.safetensors").write_bytes(b"2")
@@ -210,3 +213,19 @@ def test_changed_data_or_another_adapter_is_another_run(tmp_path: Path) -> None:
 def test_data_that_is_not_there_is_said() -> None:
     with pytest.raises(UsageError, match=r"nowhere\.jsonl: No such file"):
         made_by([Path("nowhere.jsonl")], "fake-vl", None, OPTIONS)
+
+
+def test_a_row_whose_box_is_no_number_costs_that_row_only() -> None:
+    bad = asked(2, "Where?", Located((("star", Box(float("nan"), 0, 1, 1)),)))
+    kept = Kept()
+    with FakeEndpoint(says=number) as endpoint:
+        tally = infer([rows(1)[0], bad], opener(endpoint), shown_of, OPTIONS, kept)
+    assert (tally.answered, tally.failed) == (1, 1)
+    assert "has a side that is no number" in kept.records[2]["error"]
+
+
+def test_an_adapter_that_is_added_more_strongly_is_another_run(tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "birds")
+    before = made_by([], "tiny", adapter, OPTIONS)
+    make_adapter(adapter, lora_alpha=64)
+    assert made_by([], "tiny", adapter, OPTIONS) != before

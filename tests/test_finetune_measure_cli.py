@@ -43,7 +43,7 @@ def endpoint() -> Iterator[FakeEndpoint]:
     def answer(body: dict[str, Any]) -> str:
         return "red" if body["model"] == "birds" else "blue"
 
-    with FakeEndpoint(models=("fake-vl", "birds"), answer=answer) as running:
+    with FakeEndpoint(models=("fake-vl", "birds"), says=answer) as running:
         yield running
 
 
@@ -133,3 +133,12 @@ def test_eval_of_the_base_alone_wants_a_folder(place: Path, endpoint: FakeEndpoi
     done = run(endpoint, "finetune", "eval", "--data", "rows.jsonl", "--output", "out", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["adapter"] is None
+
+
+def test_eval_of_an_adapter_that_lies_elsewhere_wants_a_folder(
+    place: Path, endpoint: FakeEndpoint
+) -> None:
+    done = run(endpoint, "finetune", "eval", "--data", "rows.jsonl", "--adapter", "birds")
+    assert done.exit_code == 2
+    assert "--output: name a folder for the results" in done.stderr
+    assert not (place / "evaluation").exists()

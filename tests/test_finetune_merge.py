@@ -150,6 +150,23 @@ def test_a_merge_that_fails_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_somebody_else_beside_it_is_left_alone(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "merged.part").mkdir()
+    (tmp_path / "merged.part" / "notes").write_text("mine")
+    merge(base, adapter, tmp_path / "merged")
+    assert (tmp_path / "merged.part" / "notes").read_text() == "mine"
+
+
+def test_the_folder_that_we_are_in_can_be_merged_into(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "merged").mkdir()
+    monkeypatch.chdir(tmp_path / "merged")
+    assert (merge(base, adapter, Path()) / MERGED).is_file()
+
+
 def test_pickled_weights_and_hidden_files_are_not_copied(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,11 @@ CHOICES = ("a star", "the ball", "a red ball")
         ("Ball [1].", 1),
         ("It is a red ball.", 2),  # the longer name of the two that it holds
         ("A star and a ball", None),
+        ("The answer is the ball.", 1),
+        ("The answer is a red ball", 2),
+        ("Answer: A red ball.", 2),
+        ("The answer is a dog", None),
+        ("The answer is A because it shines.", 0),
         ("A dog", None),
         ("D", None),
         ("", None),

@@ -232,6 +232,35 @@ def test_a_file_that_is_no_picture_is_not_handed_out(tmp_path: Path) -> None:
     assert found.jpeg.startswith(b"\xff\xd8")
     with pytest.raises(VideoError, match="secret: "):
         row_pictures(of(secret), None)
+    os.mkfifo(tmp_path / "endless.png")  # as a device, it would never be read to its end
+    with pytest.raises(VideoError, match=r"endless\.png: is not a regular file"):
+        row_pictures(of(tmp_path / "endless.png"), None)
+
+
+@pytest.mark.parametrize("seen", [["x"], [float("nan"), -5, 1e9], [10**400], "0.4", [{}]])
+def test_times_that_are_none_do_not_hide_the_frames(film: Path, seen: Any) -> None:
+    from finetune.row_pictures import row_pictures
+
+    found = row_pictures(row("?", "!", str(film), frame_seconds=seen), None)
+    assert len(found) == 8
+    assert all(0 <= one.seconds <= 2 for one in found)
+
+
+def test_a_folder_of_frames_is_shown(tmp_path: Path) -> None:
+    from finetune.row_pictures import row_pictures
+
+    for n in range(3):
+        Image.new("RGB", (64, 48), "red").save(tmp_path / f"{n}.png")
+    assert len(row_pictures(row("?", "!", str(tmp_path)), None)) == 3
+
+
+@pytest.mark.parametrize("part", [{"start": float("nan")}, {"end": 10**400}, {"at": "soon"}])
+def test_a_row_with_times_that_are_none_is_named(tmp_path: Path, part: dict[str, Any]) -> None:
+    content = [{"type": "video", "video": "a.mp4", **part}, {"type": "text", "text": "?"}]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"vidqa": 1, "messages": [{"role": "user", "content": content}]}))
+    with pytest.raises(UsageError, match=r"rows\.jsonl:1: .*is no time"):
+        Review.open(rows)
 
 
 def test_a_decision_is_saved_when_its_reply_comes(client: httpx.Client, review: Review) -> None:

@@ -51,7 +51,7 @@ def test_a_rows_own_task_counts_more_than_its_form() -> None:
     assert truth(asked(1, "What?", SENTENCE, task="answer")).task == "answer"
 
 
-@pytest.mark.parametrize("task", ["choice", "span"])
+@pytest.mark.parametrize("task", ["choice", "span", "box"])
 def test_a_task_that_its_answer_does_not_fit_becomes_an_answer(task: Task) -> None:
     assert truth(asked(1, "What?", "A dog.", task=task)).task == "answer"
 

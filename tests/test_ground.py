@@ -169,7 +169,7 @@ def test_the_frame_is_the_one_on_the_screen_then(film: Path) -> None:
     assert np.abs(early - late).mean() > 5 * np.abs(late - again).mean()
 
 
-@pytest.mark.parametrize("at", [-1.0, 4.0, 99.0])
+@pytest.mark.parametrize("at", [-1.0, 4.0, 99.0, float("nan"), float("inf")])
 def test_a_time_outside_of_the_video_is_wrong_usage(at: float, film: Path) -> None:
     with pytest.raises(UsageError, match=r"dogs.mp4 lasts 4 s; 0 to less than 4 is allowed"):
         still_at(probe(film), at)

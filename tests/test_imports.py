@@ -27,9 +27,9 @@ LAYERS = [
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
     | {"finetune.agreement", "finetune.metrics", "finetune.times"},
     {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"}
-    | {"finetune.row_pictures", "finetune.shelf", "finetune.teacher"},
+    | {"finetune.shelf", "finetune.teacher"},
     {"finetune.identity", "finetune.media", "finetune.rows_file"},
-    {"finetune.check", "finetune.review", "finetune.split"},
+    {"finetune.check", "finetune.review", "finetune.row_pictures", "finetune.split"},
     {"finetune.review_server"},
     {"finetune.answer_file", "finetune.dataset", "finetune.fetch", "finetune.progress"}
     | {"finetune.recipe", "finetune.run_folder"},

@@ -130,15 +130,50 @@ def test_an_adapter_that_was_trained_again_is_loaded_without_a_pause() -> None:
         assert answerer.adapter("birds") == "birds@2"
         await answerer.stop()
 
-    with FakeEndpoint() as endpoint:
+    with FakeEndpoint(models=("tiny", "birds@1", "birds@2")) as endpoint:
         first, second = (
-            Endpoint(endpoint.base_url, None, None, {"birds": f"birds@{n}"}) for n in (1, 2)
+            Endpoint(endpoint.base_url, None, "tiny", {"birds": f"birds@{n}"}) for n in (1, 2)
         )
         # The first time it is looked at, its file is half written.
         answers += [first, ModelError("half written"), second]
         asyncio.run(run())
     assert answers == []
     assert said == ["ready"]
+
+
+@pytest.mark.parametrize("is_unloaded", [True, False])
+def test_an_adapter_that_is_not_there_is_asked_for_until_it_is(is_unloaded: bool) -> None:
+    """It was unloaded by hand; or it was trained again, while the engine was busy."""
+    changes = [not is_unloaded]
+    answers: list[Endpoint | Exception] = []
+
+    def connect(tell: OnStage) -> Endpoint:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def run() -> None:
+        answerer = Answerer(
+            connect,
+            Metrics(),
+            has_changed=lambda: changes.pop(0) if changes else False,
+            look_seconds=0.02,
+        )
+        await answerer.start()
+        async with asyncio.timeout(10):
+            while answerer.adapter("birds") != "birds@2":
+                await asyncio.sleep(0.005)
+        await answerer.stop()
+
+    names = ("birds@2",) if is_unloaded else ("birds@1", "birds@2")
+    with FakeEndpoint(models=("tiny", *names)) as endpoint:
+        first, second = (
+            Endpoint(endpoint.base_url, None, "tiny", {"birds": f"birds@{n}"}) for n in (1, 2)
+        )
+        answers += [first, EngineError("it does not answer"), second]
+        asyncio.run(run())
+    assert answers == []
 
 
 def test_after_an_answer_that_failed_it_is_looked_at_at_once() -> None:

@@ -6,7 +6,7 @@
 
 vLLM refuses some of what PEFT can train and passes over some without a word. Both are found here,
 from the files alone, before an engine is started; that an adapter is applied once it is loaded is
-shown by `lora`.
+shown by `engine_adapters`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vidqa.adapter_weights import (
     tensors_in,
     write_renamed,
 )
-from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, read, read_config, read_json
+from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, read, read_config, read_json, whole
 from vidqa.errors import ModelError
 
 # What vLLM may be started for; an adapter is served by the next larger one.
@@ -80,21 +80,33 @@ def servable(folder: Path) -> Servable:
     if unserved:
         raise ModelError(
             f"{folder}: vLLM cannot serve {' and '.join(unserved)}; train it as plain LoRA, or "
-            "merge it into its base and serve that"
+            "merge it into its base with PEFT and serve that"
         )
-    ranks = [card.rank, *map(int, (config.get("rank_pattern") or {}).values())]
-    if not 1 <= min(ranks) <= max(ranks) <= RANKS[-1]:
-        raise ModelError(f"{folder}: its rank is {max(ranks)}; 1 to {RANKS[-1]} can be served")
-    tensors = tuple(_weights(folder))
+    ranks = _ranks(folder, card, config)
+    tensors = tuple(_weights(folder, ranks))
     modules = {part[0] for one in tensors if (part := lora_part(one.name))}
     return Servable(
         folder=folder,
         card=card,
-        digest=_digest(folder),
+        digest=files_digest(folder),
         rank=max(ranks),
         vision=any(one.startswith("visual.") for one in modules),
         tensors=tensors,
     )
+
+
+def _ranks(folder: Path, card: AdapterCard, config: Mapping[str, Any]) -> list[int]:
+    """The ranks that its modules may have by its configuration."""
+    try:
+        ranks = [card.rank, *map(whole, (config.get("rank_pattern") or {}).values())]
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ModelError(
+            f"{folder / CONFIG}: its rank_pattern names no ranks ({error}); "
+            "save the adapter again with PEFT"
+        ) from error
+    if not 1 <= min(ranks) <= max(ranks) <= RANKS[-1]:
+        raise ModelError(f"{folder}: its rank is {max(ranks)}; 1 to {RANKS[-1]} can be served")
+    return ranks
 
 
 def _unserved(config: Mapping[str, Any]) -> Iterator[str]:
@@ -111,8 +123,8 @@ def _unserved(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"an adapter whose beginning changed its base (init_lora_weights: {init})"
 
 
-def _weights(folder: Path) -> list[Tensor]:
-    """The tensors, all of them halves of a LoRA, with numbers in them."""
+def _weights(folder: Path, ranks: Sequence[int]) -> list[Tensor]:
+    """The tensors, all of them halves of a LoRA of these ranks, with numbers in them."""
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
@@ -130,8 +142,24 @@ def _weights(folder: Path) -> list[Tensor]:
     halves = sorted(module for module, found in sides.items() if found != {"A", "B"})
     if halves or 2 * len(sides) != len(tensors):
         raise ModelError(f"{path}: not one A and one B of {_some(halves or sorted(sides))}")
+    _check_ranks(path, tensors, ranks)
     check_numbers(path, tensors)
     return tensors
+
+
+def _check_ranks(path: Path, tensors: Sequence[Tensor], ranks: Sequence[int]) -> None:
+    """vLLM makes room for, and scales by, the ranks that the configuration says."""
+    for one in tensors:
+        if len(one.shape) != 2:
+            raise ModelError(f"{path}: {one.name}, {one.shape}, is no LoRA on a linear layer")
+        # A is (rank, in), B (out, rank).
+        part = lora_part(one.name)
+        rank = one.shape[0 if part is not None and part[1] == "A" else 1]
+        if rank not in ranks:
+            raise ModelError(
+                f"{path}: {one.name} is of rank {rank}, and {CONFIG} says "
+                f"{' or '.join(map(str, sorted(set(ranks))))}; save the adapter again with PEFT"
+            )
 
 
 def check_numbers(path: Path, tensors: Sequence[Tensor]) -> None:
@@ -151,7 +179,8 @@ def _some(names: Sequence[str]) -> str:
     return f"{names[0]}{more}" if names else "anything"
 
 
-def _digest(folder: Path) -> str:
+def files_digest(folder: Path) -> str:
+    """What tells an adapter from others, and from itself retrained: 16 hex digits of its files."""
     digest = hashlib.sha256((folder / CONFIG).read_bytes())
     with (folder / WEIGHTS).open("rb") as opened:
         while block := opened.read(1 << 20):
@@ -173,7 +202,12 @@ def stage(adapter: Servable, folder: Path) -> Path:
         draft.mkdir(parents=True)
         shutil.copyfile(adapter.folder / CONFIG, draft / CONFIG)
         write_renamed(adapter.tensors, draft / WEIGHTS)
+        if files_digest(adapter.folder) != adapter.digest:
+            raise ModelError(f"{adapter.folder}: was changed while it was copied; ask again")
         draft.rename(place)
+    except ModelError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise ModelError(

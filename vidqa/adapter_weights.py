@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -77,26 +78,40 @@ def tensors_in(file: Path) -> list[Tensor]:
                 raise ValueError("its table of tensors is cut off")
             table = json.loads(opened.read(length))
             table.pop("__metadata__", None)
-            found = [_tensor(file, name, one, 8 + length, total) for name, one in table.items()]
+            found = [_tensor(file, name, one, 8 + length) for name, one in table.items()]
+            _check_places(found, 8 + length, total)
     except OSError as error:
         raise ModelError(f"{file}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise ModelError(
             f"{file}: not a whole safetensors file ({error}); copy it or save it again"
         ) from error
     return sorted(found, key=lambda one: one.name)
 
 
-def _tensor(file: Path, name: str, row: dict[str, object], offset: int, total: int) -> Tensor:
-    shape, offsets = row["shape"], row["data_offsets"]
+def _tensor(file: Path, name: str, row: dict[str, object], offset: int) -> Tensor:
+    shape, offsets, kind = row["shape"], row["data_offsets"], str(row["dtype"])
     if not isinstance(shape, list) or not isinstance(offsets, list):
         raise ValueError(f"{name} has no shape or no place")
+    sides = tuple(map(int, shape))
     begin, end = map(int, offsets)
-    if not 0 <= begin <= end <= total - offset:
-        raise ValueError(f"{name} lies outside the file")
-    return Tensor(
-        name, str(row["dtype"]), tuple(map(int, shape)), file, offset + begin, end - begin
-    )
+    if min(sides, default=1) < 0:
+        raise ValueError(f"{name} has a side of less than nothing")
+    if kind in _BITS and math.prod(sides) * int(_BITS[kind][0][-1]) != end - begin:
+        raise ValueError(f"{name} has another number of bytes than its shape says")
+    return Tensor(name, kind, sides, file, offset + begin, end - begin)
+
+
+def _check_places(tensors: Sequence[Tensor], begin: int, end: int) -> None:
+    """Tensors lie one behind the other and fill the file, or a small file is written out large."""
+    for one in sorted(tensors, key=lambda one: (one.begin, one.size)):
+        if one.begin != begin or one.size < 0:
+            raise ValueError(f"{one.name} does not begin where the tensor before it ends")
+        begin += one.size
+    if begin != end:
+        raise ValueError("its tensors do not fill it")
 
 
 def base_tensors(folder: Path) -> list[Tensor]:
@@ -141,7 +156,7 @@ def model_type(folder: Path) -> str:
     path = folder / "config.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: says no model_type ({error}); is {folder} a model?") from error
 
 

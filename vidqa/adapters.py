@@ -14,6 +14,7 @@ Whether vLLM can serve it, and on which base, is told by `adapter_fit`. Nothing 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -28,6 +29,15 @@ CARD, CONFIG, WEIGHTS = "adapter.json", "adapter_config.json", "adapter_model.sa
 
 # A name is the folder's, a model's name in the API, and part of one in the engine.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What a look may be made of, as `finetune.layout.Look` has it, and what is wanted in words.
+_LOOK: dict[str, tuple[Any, str]] = {
+    "layout": (str, "text"),
+    "cite": (bool, "true or false"),
+    "max_frames": (int, "a whole number"),
+    "frames_per_moment": (int, "a whole number"),
+    "max_pixels": (int, "a whole number"),
+    "sample_fps": (int | float, "a number"),
+}
 NAME_RULE = "letters, digits, dots, dashes and underscores, a letter or digit first"
 
 
@@ -109,11 +119,11 @@ def read(folder: Path) -> AdapterCard:
     config = read_config(folder)
     try:
         served: dict[str, Any] = {
-            "rank": int(config["r"]),
-            "alpha": float(config["lora_alpha"]),
+            "rank": whole(config["r"]),
+            "alpha": _finite(config["lora_alpha"]),
             "targets": _targets(config["target_modules"]),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
             f"{folder / CONFIG}: no LoRA as PEFT saves it (r, lora_alpha and target_modules are "
             f"needed: {type(error).__name__} {error}); save the adapter again with PEFT"
@@ -136,14 +146,14 @@ def _read_card(folder: Path) -> dict[str, Any]:
         told["data"] = tuple(DataFile(**one) for one in told.get("data", ()))
         for one in ("look", "versions", "metrics"):
             told[one] = dict(told.get(one, {}))
+        told["metrics"] = {name: dict(values) for name, values in told["metrics"].items()}
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: not a card of vidqa's ({error}); {_mend(path)}") from error
-    for one in ("max_frames", "frames_per_moment", "max_pixels"):
-        if not isinstance(told["look"].get(one, 0), int | None):
-            raise ModelError(
-                f"{path}: {one} is {told['look'][one]!r}, and a whole number is wanted; "
-                f"{_mend(path)}"
-            )
+    for one, (kind, words) in _LOOK.items():
+        value = told["look"].get(one)
+        mistaken = isinstance(value, bool) and kind is not bool  # which Python takes for numbers
+        if mistaken or not isinstance(value, kind | None):
+            raise ModelError(f"{path}: {one} is {value!r}, and {words} is wanted; {_mend(path)}")
     for one in ("base_model", "base_digest", "base_model_type", "box_family", "created"):
         if not isinstance(told.get(one, ""), str):
             raise ModelError(f"{path}: {one} is {told[one]!r}, and text is wanted; {_mend(path)}")
@@ -167,7 +177,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}); {_mend(path)}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds no object; {_mend(path)}")
@@ -177,6 +187,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def _mend(path: Path) -> str:
     what = "remove it to take the adapter for what PEFT says" if path.name == CARD else ""
     return what or "save the adapter again with PEFT"
+
+
+def whole(value: Any) -> int:
+    """A whole number of a configuration. Raises ValueError or TypeError for anything else."""
+    number = int(value)
+    if number != float(value):
+        raise ValueError(f"{value!r} is no whole number")
+    return number
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no number")
+    return number
 
 
 def _targets(value: Any) -> str | tuple[str, ...]:

@@ -196,6 +196,8 @@ def write_ref(family: Family, label: str) -> str:
 def _on_grid(family: Family, box: Box, original_size: Size, shown_size: Size) -> list[int]:
     """A box in whole units of the family, within the picture and at least one unit wide."""
     one = box.as_fractions(*original_size)
+    if not all(map(math.isfinite, one.sides)):
+        raise UsageError(f"box {box.sides}: has a side that is no number")
     sides = _scale(family, shown_size)
     placed = []
     for start, end, scale in ((one.left, one.right, sides[0]), (one.top, one.bottom, sides[1])):
@@ -220,7 +222,7 @@ def _scale(family: Family, shown_size: Size) -> tuple[float, float]:
 _NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*"
 _CORNERS = re.compile(
     r"(?:<\|box_start\|>\s*)?"
-    rf"\({_NUMBER},{_NUMBER}\)\s*,?\s*\({_NUMBER},{_NUMBER}\)"
+    rf"\({_NUMBER},{_NUMBER}\)\s*(?:,\s*)?\({_NUMBER},{_NUMBER}\)"
     r"(?:\s*<\|box_end\|>)?"
 )
 _REF = re.compile(r"<\|object_ref_start\|>(.*?)(?:<\|object_ref_end\|>|$)", re.DOTALL)

@@ -7,7 +7,7 @@ There is one engine per runtime folder, because two models rarely fit one machin
 options waits for the answers that are being given, ends the engine and starts another. It listens
 on loopback, under a random key, and may fetch nothing: no address, no local file, no code from a
 model. One that serves adapters (`lora_rank`) loads them at run time, under the same key and from
-its own folder alone, into which `lora` copies them; it serves those who want none as well.
+its own folder alone, into which `adapter_fit` copies them; it serves those who want none as well.
 
     start.lock     held by the command that is starting, replacing or ending the engine
     alive.lock     held by the engine as long as it lives; its text is the process id

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -173,7 +174,8 @@ def _load(client: httpx.Client, model: str, place: Path, original: Path) -> None
     body = {"lora_name": model, "lora_path": str(place), "load_inplace": True}
     response = client.post("load_lora_adapter", json=body)
     if response.status_code != 200:
-        shutil.rmtree(place, ignore_errors=True)
+        if not (place / PROOF).exists():  # else it is loaded by another name, and may be read again
+            shutil.rmtree(place, ignore_errors=True)
         raise ModelError(f"{original}: vLLM does not load it: {_reason(response)}")
 
 
@@ -197,7 +199,7 @@ def _prove(client: httpx.Client, base: str, model: str, original: Path) -> dict[
     """How much the two answers differ, and the base's own from each other. Raises ModelError."""
     first, second, own = (_likelihoods(client, one) for one in (base, base, model))
     noise, difference = difference_of(first, second), difference_of(first, own)
-    if difference <= noise * NOISE_FACTOR:
+    if not difference > noise * NOISE_FACTOR:  # what is no number proves nothing
         raise ModelError(
             f"{original}: vLLM has loaded it and answers as without it (the probe's likelihoods "
             f"differ by {difference:.2g}, the base's own by {noise:.2g}): it was hardly trained, "
@@ -234,7 +236,7 @@ def _probe() -> list[dict[str, Any]]:
 def difference_of(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     """The largest difference; a token that only one side names is the other's least at most."""
     least = [min(side.values(), default=0.0) for side in (one, other)]
-    return max(
-        (abs(one.get(key, least[0]) - other.get(key, least[1])) for key in {*one, *other}),
-        default=0.0,
-    )
+    differences = [abs(one.get(key, least[0]) - other.get(key, least[1])) for key in {*one, *other}]
+    if any(map(math.isnan, differences)):
+        return math.nan
+    return max(differences, default=0.0)

@@ -162,7 +162,7 @@ class Gate:
             path = json.loads(body)["lora_path"]
             folder = os.path.realpath(self._adapters)
             return os.path.isabs(path) and os.path.dirname(os.path.realpath(path)) == folder
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
     def _telling(self, send: Send) -> Send:

@@ -15,6 +15,7 @@ without a box is "not found", whatever else it says. Printing and saving is the 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -137,7 +138,7 @@ def still_at(video: Video, seconds: float, library: Library | None = None) -> St
 
 def _check_time(video: Video, seconds: float) -> None:
     length = video.duration_seconds
-    if seconds < 0 or 0 < length <= seconds:
+    if not 0 <= seconds < (length or math.inf):
         raise UsageError(
             f"--at {seconds:g}: {PurePath(video.path).name} lasts {length:g} s; "
             f"0 to less than {length:g} is allowed"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -256,11 +256,15 @@ def adapter_json(found: Described) -> dict[str, object]:
     }
 
 
-def adapter_lines(found: Sequence[Described], loaded: Collection[str]) -> list[str]:
+def adapter_lines(found: Sequence[Described], loaded: Mapping[str, bool]) -> list[str]:
+    """`loaded` says of those that an engine has by name whether it is as it lies there."""
+    states = {True: "loaded", False: "loaded as it was"}
     rows = [["name", "rank", "size", "made", "state", "base"]]
     for one in found:
         card = one.card
-        state = "loaded" if one.name in loaded else "problem" if one.problem else ""
+        state = "problem" if one.problem else ""
+        if one.name in loaded:
+            state = states[loaded[one.name]]
         rows.append(
             [
                 one.name,

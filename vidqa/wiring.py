@@ -173,6 +173,8 @@ def choose_adapter(settings: Settings, given: str) -> ChosenAdapter:
     from vidqa.adapters import check_name, find, read
 
     name, equals, place = given.partition("=")
+    if not (place if equals else given):  # "" would be the folder that we are in
+        raise UsageError(f"--adapter {given!r}: a name, a folder, or NAME=FOLDER is wanted")
     try:
         folder = find(place if equals else given, settings.adapters)
     except UsageError as error:

@@ -16,11 +16,12 @@ answer with `"loss": false` is given, not learned. The format's number comes fir
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Final, get_args
 
 from finetune.formats.base import Format, by_record, by_row, messages_of
-from finetune.formats.reading import ROLES, Reading, as_value, named
+from finetune.formats.reading import ROLES, Reading, as_value, named, seconds
 from finetune.formats.writing import Writing
 from finetune.rows import Boxed, Located, Media, Part, Ref, Row, Turn
 from vidqa.boxes import Box, Unit
@@ -105,7 +106,7 @@ def _part(reading: Reading, part: Any) -> Part | None:
             return Located(things, int(part.get("media", 0)))
         if kind in ("video", "image"):
             return _medium(reading, part)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reading.fault(f"a part of a message, {named(part)}, is not whole: {_reason(error)}")
         return None
     reading.fault(f"a part is of type {kind!r}; text, video, image, ref, box, boxes are known")
@@ -124,7 +125,16 @@ def _box(part: Mapping[str, Any]) -> Box:
     if not isinstance(sides, list) or len(sides) != 4:
         raise ValueError("a box has 4 numbers")
     left, top, right, bottom = map(float, sides)
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        raise ValueError(f"a box of {sides}")
     return Box(left, top, right, bottom, unit)
+
+
+def _time(value: Any) -> float:
+    found = seconds(value)
+    if found is None:
+        raise ValueError(f"{value!r} is no time")
+    return found
 
 
 def _medium(reading: Reading, part: Mapping[str, Any]) -> Media | None:
@@ -132,7 +142,7 @@ def _medium(reading: Reading, part: Mapping[str, Any]) -> Media | None:
     if medium is None:
         return None
     times = {
-        name: None if part.get(key) is None else float(part[key])
+        name: None if part.get(key) is None else _time(part[key])
         for name, key in (
             ("start_seconds", "start"),
             ("end_seconds", "end"),
@@ -141,7 +151,7 @@ def _medium(reading: Reading, part: Mapping[str, Any]) -> Media | None:
         )
     }
     texts = tuple(
-        TextSpan(float(one["start"]), float(one["end"]), one["text"], one.get("source", "subtitle"))
+        TextSpan(_time(one["start"]), _time(one["end"]), one["text"], one.get("source", "subtitle"))
         for one in part.get("texts") or ()
     )
     return Media(medium.kind, medium.paths, **times, texts=texts)

@@ -51,6 +51,8 @@ ROLES: Final[dict[str, Role]] = {
 ROLE_KEYS: Final = ("role", "from")
 CONTENT_KEYS: Final = ("content", "value")
 
+# No video is so long, and whole numbers from here on may be too long for a float.
+_ENDLESS_SECONDS: Final = 1e12
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d+)?)")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
@@ -121,7 +123,7 @@ def seconds(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return float(value)
+        return float(value) if abs(value) < _ENDLESS_SECONDS else None  # nor is NaN a time
     found = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         return None

@@ -21,7 +21,7 @@ from vidqa.cli import (  # noqa: F401  they register their commands
     finetune_eval,
     finetune_train,
 )
-from vidqa.cli.adapters import adapters_app
+from vidqa.cli.adapters import Adapter, adapters_app
 from vidqa.cli.engine import engine_app
 from vidqa.cli.finetune import finetune_app
 from vidqa.cli.ground import GROUND_SETTINGS, BoxFormat, ground, save_all
@@ -45,12 +45,6 @@ VideoGlob = Annotated[
 Images = Annotated[
     list[Path],
     typer.Option("--image", metavar="FILE", help="A picture of what is meant; several are mixed."),
-]
-Adapter = Annotated[
-    str | None,
-    typer.Option(
-        "--adapter", metavar="NAME|DIR", help="A fine-tuned adapter answers (vidqa adapters ls)."
-    ),
 ]
 Where = Annotated[
     str | None,
@@ -252,7 +246,7 @@ def ask(
     from vidqa.wiring import ask_options, connect, open_library, question_images, with_pictures
     from vidqa.wiring import sight as sight_of
 
-    chosen = wiring.choose_adapter(run.settings, adapter) if adapter else None
+    chosen = None if adapter is None else wiring.choose_adapter(run.settings, adapter)
     settings = wiring.with_look(run.settings, chosen.look) if chosen else run.settings
     options = ask_options(settings, filters=Filters(video=video), where=where, whole=whole)
     sight = sight_of(settings, box_format) if ground or phrases else None
@@ -278,7 +272,8 @@ def ask(
     if sight is not None:
         about = phrases or [phrase_of(question, answer.answer)]
         how = GroundOptions(max_pixels=settings.max_pixels)
-        grounded = list(ground_answer(answer, about, library, client, sight, how))
+        found = ground_answer(answer, about, library, client, sight, how)
+        grounded = [replace(one, model=answer.model) for one in found]
         boxes = {"ground": save_all(run, grounded)}
         if not grounded:
             run.note("no boxes: the answer cites no moment, or names nothing to look for")
@@ -552,7 +547,7 @@ def evaluate(
 
     if suite != "playground":
         raise UsageError(f"--suite {suite}: no such suite; there is playground")
-    chosen = choose_adapter(run.settings, adapter) if adapter else None
+    chosen = None if adapter is None else choose_adapter(run.settings, adapter)
     settings = with_look(run.settings, chosen.look) if chosen else run.settings
     # Nothing else may be in the library that is searched.
     settings = replace(settings, index=settings.index / "eval")

@@ -13,6 +13,12 @@ from vidqa.errors import UsageError
 
 adapters_app = command_group(help="Look after fine-tuned adapters of the answering model.")
 
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", metavar="NAME|DIR", help="A fine-tuned adapter answers (vidqa adapters ls)."
+    ),
+]
 Which = Annotated[str, typer.Argument(metavar="NAME|DIR", help="A name, or an adapter's folder.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As vidqa adapters ls shows it.")]
 
@@ -24,7 +30,7 @@ def list_adapters(run: Run) -> None:
     \b
     vidqa adapters ls
     """
-    from vidqa.adapter_fit import describe
+    from vidqa.adapter_fit import describe, files_digest
     from vidqa.adapters import names_in
     from vidqa.engine import running
     from vidqa.engine_adapters import loaded
@@ -33,9 +39,17 @@ def list_adapters(run: Run) -> None:
     folder = run.settings.adapters
     found = [describe(folder / name, whole=False) for name in names_in(folder)]
     handle = running()
-    there = {one.name for one in loaded(handle)} if handle else set[str]()
+    held = {(one.name, one.digest) for one in loaded(handle)} if handle else set[tuple[str, str]]()
+    names = {name for name, _ in held}
+    # One that was trained again is loaded when it is asked next; until then it is not what lies
+    # here that answers.
+    there = {
+        one.name: (one.name, files_digest(one.folder)) in held
+        for one in found
+        if one.name in names and not one.problem
+    }
     if run.json:
-        rows = [adapter_json(one) | {"loaded": one.name in there} for one in found]
+        rows = [adapter_json(one) | {"loaded": there.get(one.name, False)} for one in found]
         run.emit({"adapters": rows})
     elif found:
         run.say("\n".join(adapter_lines(found, there)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -74,7 +74,7 @@ def evaluate(
         run.found_nothing(f"no row in {', '.join(map(str, data))}")
     probe_rows, probe_file = _probe(run, probe, format)
     asked = choose(run, adapter, at_once, cache)
-    folder = output or (asked.adapter_folder or Path()) / "evaluation"
+    folder = output or (asked.adapter_folder or _nowhere(asked.model)) / "evaluation"
     files = [*data, *probe_file]
     follows = made_by(files, asked.identity, asked.adapter_folder, asked.options)
     with progress(run) as advance:
@@ -104,6 +104,10 @@ def evaluate(
         run.note(f"examples: {folder / 'report.html'}")
     if any(count for _, measured in results.sets for count in measured.failed.values()):
         raise typer.Exit(FAILED)
+
+
+def _nowhere(model: str) -> NoReturn:
+    raise UsageError(f"--output: name a folder for the results; {model} has its adapter elsewhere")
 
 
 def _probe(run: Run, probe: str | None, format: str | None) -> tuple[list[Row], list[Path]]:

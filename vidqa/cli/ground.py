@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vidqa.cli.adapters import Adapter
 from vidqa.command import Run
 from vidqa.errors import LibraryError, UsageError
 
@@ -57,6 +58,7 @@ def ground(
             help="Picture to write, .png or .jpg (default: VIDEO-SECONDSs.png, here).",
         ),
     ] = None,
+    adapter: Adapter = None,
     box_format: BoxFormat = None,
 ) -> None:
     """Say where things are in one frame of VIDEO, and draw boxes around them.
@@ -65,25 +67,31 @@ def ground(
     vidqa ground holiday.mp4 --at 12.5 "the red car"
     vidqa ground holiday.mp4 --at 12.5 "the red car" "a dog" --output found.png
     vidqa ground holiday.mp4 --at 12.5 "the red car" --json
+    vidqa ground holiday.mp4 --at 12.5 "a wren" --adapter birds
 
     VIDEO may also be the name, path or id of a video of the library. The model must have learned
     to write boxes, as Qwen2-VL, Qwen2.5-VL and Qwen3-VL have. Exit code 3 when it gives none.
     """
+    from dataclasses import replace
+
     from vidqa.ground import GroundOptions, still_at
     from vidqa.ground import ground as locate
     from vidqa.output import check_picture, grounded_json, grounded_lines, missing_line
     from vidqa.vlm import Sampling
-    from vidqa.wiring import connect, sight
+    from vidqa.wiring import choose_adapter, connect, sight, with_look
 
     if output is not None:
         check_picture(output)
     found_video, library = _video(run, video)
     still = still_at(found_video, at, library)
-    settings = run.settings
+    chosen = None if adapter is None else choose_adapter(run.settings, adapter)
+    settings = with_look(run.settings, chosen.look) if chosen else run.settings
     seen_by = sight(settings, box_format)
     sampling = Sampling(max_tokens=settings.max_tokens, skip_special_tokens=False)
     options = GroundOptions(max_pixels=settings.max_pixels, sampling=sampling)
-    grounded = locate(phrases, still, lambda: connect(settings, run.note), seen_by, options)
+    grounded = locate(phrases, still, lambda: connect(settings, run.note, chosen), seen_by, options)
+    if chosen:
+        grounded = replace(grounded, model=chosen.name)
     file = save(run, grounded, output)
     if run.json:
         run.emit(grounded_json(grounded, file))

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from vidqa.errors import EndpointError, VidqaError
+from vidqa.errors import EndpointError, ModelError, VidqaError
 from vidqa.server.errors import ApiError, without_folders
 from vidqa.server.metrics import Metrics
 from vidqa.vlm import AsyncVlmClient
@@ -70,6 +70,7 @@ class Answerer:
         self._client: AsyncVlmClient | None = None
         self._where: Endpoint | None = None
         self._adapters: Mapping[str, str] = {}
+        self._is_behind = False  # an adapter that it serves is another one, or not there
         self._task: asyncio.Task[None] | None = None
         self._look = asyncio.Event()
 
@@ -166,7 +167,8 @@ class Answerer:
             await self._pause(self._look_seconds)
             if not await self._answers():
                 return
-            if self._has_changed() and not await self._renewed():
+            changed = self._has_changed()
+            if (changed or self._is_behind) and not await self._renewed():
                 return
             self._become("ready", ready)
 
@@ -179,8 +181,11 @@ class Answerer:
             where = await in_daemon(lambda: self._connect(lambda stage: None))
         except VidqaError as error:
             # Half written, maybe: what is loaded goes on, and the next change is looked at again.
+            # What does not lie with the adapter passes: the engine was busy, or is being replaced.
+            self._is_behind = not isinstance(error, ModelError)
             log.warning("the adapters stay as they were: %s", error)
             return True
+        self._is_behind = False
         assert self._where is not None
         if (where.base_url, where.api_key) != (self._where.base_url, self._where.api_key):
             return False
@@ -190,10 +195,12 @@ class Answerer:
     async def _answers(self) -> bool:
         assert self._client is not None
         try:
-            await self._client.models()
+            there = await self._client.models()
         except EndpointError as error:
             log.warning("the engine is gone: %s", error)
             return False
+        # Somebody may have unloaded an adapter that is served here.
+        self._is_behind = self._is_behind or not {*self._adapters.values()} <= {*there}
         return True
 
     async def _pause(self, seconds: float) -> None:

@@ -105,7 +105,7 @@ def _part(reading: Reading, part: Any) -> Part | None:
             return Located(things, int(part.get("media", 0)))
         if kind in ("video", "image"):
             return _medium(reading, part)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reading.fault(f"a part of a message, {named(part)}, is not whole: {_reason(error)}")
         return None
     reading.fault(f"a part is of type {kind!r}; text, video, image, ref, box, boxes are known")

@@ -156,11 +156,13 @@ def child(descriptor: int) -> None:
     die_with_parent()
     cv2.setNumThreads(1)
     connection: Connection[bool, Job] = Connection(descriptor)
+    shelf: Shelf | None = None
     while True:
         try:
-            media, look, frames, shelf = connection.recv()
+            media, look, frames, given = connection.recv()
         except (EOFError, OSError):
             os._exit(0)
+        shelf = shelf or given  # one for all, which knows when it last looked through its folder
         with suppress(VidqaError):  # whoever plans meets it again, and says it with the row
             show(media, look, frames, shelf)
         connection.send(True)

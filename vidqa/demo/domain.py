@@ -6,8 +6,9 @@
     DIR/train.jsonl          questions of new types, with some of the old ones among them
     DIR/held-out.jsonl       questions of the new types about the held-out films
     DIR/old.jsonl            questions of the old types about them: what may be forgotten
-    DIR/boxes-train.jsonl    things to be located in single frames
-    DIR/boxes-held-out.jsonl the same of the held-out films
+    DIR/pictures/...         drawn scenes of training seeds, one picture each
+    DIR/boxes-train.jsonl    things to be located in those
+    DIR/boxes-held-out.jsonl things to be located in frames of the held-out films
 
 The new types ask for what the model sees, from the other end: which thing is beside another, which
 one moves in a way, and their colours. Everything follows from the seeds.
@@ -25,7 +26,7 @@ from finetune.formats import write
 from finetune.rows import Located, Media, Origin, Row, Turn
 from vidqa.boxes import Box, question
 from vidqa.demo import films, questions, tiny_vlm, world
-from vidqa.demo.draw import box_of
+from vidqa.demo.draw import box_of, draw_backdrop, draw_things
 from vidqa.types import TextSpan
 
 # Far from the seeds that the suite and the demo use.
@@ -34,6 +35,7 @@ FIRST_HELD_OUT_SEED = world.FIRST_HELD_OUT_SEED + 20_000
 SCENES_PER_FILM = 8
 # The share of old questions in training: without any, old answers are forgotten.
 REHEARSED = 0.3
+PICTURE_SIZE = (224, 168)  # twice what tiny-qwen2-vl sees
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,22 @@ def box_rows(made: Sequence[world.Film], folder: Path, per_scene: int = 1) -> li
     return rows
 
 
+def picture_rows(folder: Path, count: int) -> list[Row]:
+    """Rows that locate each thing of `count` scenes, each drawn once: films show too few."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        rng = random.Random(FIRST_TRAINING_SEED + number)
+        scene, progress = world.sample_scene(rng), rng.uniform(0.1, 0.9)
+        path = folder / f"{number:05d}.jpg"
+        if not path.exists():
+            backdrop = draw_backdrop(scene, *PICTURE_SIZE)
+            draw_things(backdrop, scene.things, progress).save(path, quality=90)
+        media = Media("image", (str(path),))
+        rows += [_located(media, thing, progress) for thing in scene.things]
+    return rows
+
+
 def _located(media: Media, thing: world.Thing, progress: float) -> Row:
     named = f"the {thing.name}"
     answer = Located(((named, Box(*box_of(thing, progress))),))
@@ -142,7 +160,9 @@ def _sentence(answer: str) -> str:
     return answer[0].upper() + answer[1:]
 
 
-def write_domain(folder: Path, training_films: int = 40, held_out_films: int = 8) -> None:
+def write_domain(
+    folder: Path, training_films: int = 40, held_out_films: int = 8, pictures: int = 5000
+) -> None:
     """Films and rows; what is there already is made anew only where it differs."""
     shelf = folder / "films"
     training, held_out = (
@@ -159,7 +179,7 @@ def write_domain(folder: Path, training_films: int = 40, held_out_films: int = 8
         "train": random.Random(0).sample([*new, *rehearsed], len(new) + len(rehearsed)),
         "held-out": random.Random(0).sample(new_rows(held_out, shelf), 40 * held_out_films),
         "old": old_rows(held_out, shelf, 25 * held_out_films),
-        "boxes-train": box_rows(training, shelf, per_scene=4),
+        "boxes-train": picture_rows(folder / "pictures", pictures),
         "boxes-held-out": box_rows(held_out, shelf),
     }
     for name, chosen in rows.items():
@@ -171,5 +191,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--films", type=int, default=40, help="films of training seeds")
     parser.add_argument("--held-out-films", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=5000, help="scenes to locate things in")
     given = parser.parse_args()
-    write_domain(given.folder, given.films, given.held_out_films)
+    write_domain(given.folder, given.films, given.held_out_films, given.pictures)

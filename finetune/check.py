@@ -1,6 +1,7 @@
 """Is data fit to be trained on? Every row is looked at, and each fault told with its line.
 
     for problem in check(read("train.jsonl"), read("held-out.jsonl")): print(problem)
+    sifted = sift(rows, held_out)       the rows that are fit, and the others with their reasons
 
 Looked for are: what could not be read, roles out of order, answers that are empty, files that are
 missing or damaged, times outside the video, boxes that are inverted or outside the picture, rows
@@ -15,6 +16,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from finetune.formats.pictures import image_size, probed
@@ -24,7 +26,7 @@ from finetune.rows import Boxed, Located, Media, Problem, Row
 from vidqa.boxes import Box
 from vidqa.errors import VideoError
 
-__all__ = ["Problem", "check"]
+__all__ = ["Problem", "Sifted", "check", "sift"]
 
 # Containers round their durations, and boxes are measured by hand.
 _LATE_SECONDS: Final = 0.5
@@ -39,12 +41,52 @@ def check(rows: Sequence[Row], held_out: Sequence[Row] = ()) -> list[Problem]:
     for group in (rows, held_out):
         known: dict[object, Row] = {}
         for row in group:
-            found += (Problem(row.origin, text) for text in _faults(row))
-            found += _twice(row, known, identities)
+            faults = [*_faults(row), *_twice(row, known, identities), *_unreadable(row)]
+            found += (Problem(row.origin, text) for text in faults)
     return found + list(_leaks(rows, held_out, identities))
 
 
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """Rows in order: those that are fit, and those that are not, each with all its reasons.
+
+    `errors` are what leaving out rows does not mend: files that cannot be read, which more often
+    is a wrong path than a bad row, and held-out videos that are trained on.
+    """
+
+    rows: tuple[Row, ...]
+    dropped: tuple[Problem, ...]
+    held_out: tuple[Row, ...]
+    held_out_dropped: tuple[Problem, ...]
+    errors: tuple[Problem, ...]
+
+
+def sift(rows: Sequence[Row], held_out: Sequence[Row] = ()) -> Sifted:
+    """Leaves out the rows that `check` finds fault with; tells what is no row's own fault."""
+    identities = Identities()
+    errors = [Problem(row.origin, text) for row in (*rows, *held_out) for text in _unreadable(row)]
+    fit, dropped = _sifted(rows, identities)
+    held_out_fit, held_out_dropped = _sifted(held_out, identities)
+    errors += _leaks(fit, held_out_fit, identities)
+    return Sifted(fit, dropped, held_out_fit, held_out_dropped, tuple(errors))
+
+
+def _sifted(
+    rows: Sequence[Row], identities: Identities
+) -> tuple[tuple[Row, ...], tuple[Problem, ...]]:
+    known: dict[object, Row] = {}
+    fit, dropped = [], []
+    for row in rows:
+        faults = list(_faults(row)) or list(_twice(row, known, identities))
+        if faults:
+            dropped.append(Problem(row.origin, "; ".join(faults)))
+        else:
+            fit.append(row)
+    return tuple(fit), tuple(dropped)
+
+
 def _faults(row: Row) -> Iterator[str]:
+    """What is wrong with a row by itself, as far as its files can be read."""
     yield from row.faults
     if not row.turns:
         if not row.faults:
@@ -55,6 +97,10 @@ def _faults(row: Row) -> Iterator[str]:
     for medium in row.media:
         yield from _medium(medium)
     yield from _boxes(row)
+
+
+def _unreadable(row: Row) -> Iterator[str]:
+    yield from filter(None, map(_why_unreadable, row.media))
 
 
 def _roles(row: Row) -> Iterator[str]:
@@ -92,28 +138,31 @@ def _texts(row: Row) -> Iterator[str]:
 
 
 def _medium(medium: Media) -> Iterator[str]:
+    if _why_unreadable(medium) is None:
+        yield from _times(medium, _seconds(medium))
+
+
+def _why_unreadable(medium: Media) -> str | None:
     far = next((path for path in medium.paths if is_address(path)), None)
     if far is not None:
-        yield f"{_short(far)} is an address; nothing is fetched, download it and name the file"
-        return
+        return f"{_short(far)} is an address; nothing is fetched, download it and name the file"
     missing = [path for path in medium.paths if not os.path.exists(path)]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        yield f"{missing[0]}: there is no such file{more}"
-        return
+        return f"{missing[0]}: there is no such file{more}"
     try:
-        if medium.kind == "image" and medium.at_seconds is None:
-            image_size(medium.paths[0])
-            return
-        seconds = _seconds(medium)
+        _seconds(medium)
     except VideoError as error:
-        yield str(error)
-        return
-    yield from _times(medium, seconds)
+        return str(error)
+    return None
 
 
 def _seconds(medium: Media) -> float | None:
-    """How long a video is; None when nobody knows. Raises VideoError for what is no video."""
+    """How long a video is; None when nobody knows. Raises VideoError for what is neither a video
+    nor a picture."""
+    if medium.kind == "image" and medium.at_seconds is None:
+        image_size(medium.paths[0])
+        return None
     if len(medium.paths) == 1 and not medium.paths[0].lower().endswith(PICTURE_SUFFIXES):
         return probed(medium.paths[0]).duration_seconds or None
     for path in medium.paths:
@@ -202,7 +251,7 @@ def _size(medium: Media) -> tuple[int, int] | None:
 # Between rows
 
 
-def _twice(row: Row, known: dict[object, Row], identities: Identities) -> Iterator[Problem]:
+def _twice(row: Row, known: dict[object, Row], identities: Identities) -> Iterator[str]:
     """The same conversation about the same files, whatever they are called."""
     if not row.turns or row.faults:
         return
@@ -216,7 +265,7 @@ def _twice(row: Row, known: dict[object, Row], identities: Identities) -> Iterat
     )  # fmt: skip
     first = known.setdefault(key, row)
     if first is not row:
-        yield Problem(row.origin, f"is the same row as {first.origin}")
+        yield f"is the same row as {first.origin}"
 
 
 def _leaks(

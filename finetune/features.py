@@ -57,24 +57,28 @@ class Seen:
             return dict(self._items[at])
         item = dict(self._rows[at])
         pixels = item.pop(PIXELS, None)
+        keeps = True
         if pixels is not None:
-            item[FEATURES] = self._look(pixels, item[GRID])
+            item[FEATURES], keeps = self._look(pixels, item[GRID])
         size = _bytes(one for name, one in item.items() if name != FEATURES)
-        if size <= self._free:
+        # A row holds on to its features: one without the other would be memory nobody counts.
+        if keeps and size <= self._free:
             self._free -= size
             self._items[at] = item
         return dict(item)
 
-    def _look(self, pixels: Tensor, grid: Tensor) -> Tensor:
+    def _look(self, pixels: Tensor, grid: Tensor) -> tuple[Tensor, bool]:
+        """What the tower sees, and whether that is kept."""
         name = _digest(pixels, grid)
         if name in self._features:
-            return self._features[name]
+            return self._features[name], True
         seen = see(self._model, pixels, grid).cpu()
         size = _bytes([seen])
-        if size <= self._free:
+        keeps = size <= self._free
+        if keeps:
             self._free -= size
             self._features[name] = seen
-        return seen
+        return seen, keeps
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from finetune.features import Rows, Seen, takes_features
 from finetune.recipe import Recipe
 from finetune.run_folder import LOG, cut_log, drop_broken, last_checkpoint, step_of
 from finetune.trainer import (
+    GoingOn,
     Journal,
     Patience,
     StopOnSignal,
@@ -86,7 +87,7 @@ def fit(
             train_dataset=rows,
             eval_dataset=held_out or None,
             data_collator=functools.partial(collate, pad_id=pad_id),
-            callbacks=[patience, stop, journal],
+            callbacks=[GoingOn(), patience, stop, journal],
         )
         journal.trainer = trainer
         if _may_keep_features(trainer, recipe):

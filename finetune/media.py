@@ -85,7 +85,7 @@ def show(media: Media, look: Look, frames: int, shelf: Shelf | None = None) -> S
 
 def _plan(media: Media, look: Look, frames: int) -> tuple[dict[str, Any], Callable[[], Shown]]:
     """What decides the pictures of a medium, the files among it; and how they are made."""
-    path = media.paths[0]
+    path, start = media.paths[0], media.start_seconds or 0.0
     recipe: dict[str, Any] = {"version": _VERSION, "paths": [path], "pixels": look.max_pixels}
     if media.kind == "image" and media.at_seconds is None:
         return recipe | {"of": "image"}, lambda: _still(path, look)
@@ -95,11 +95,9 @@ def _plan(media: Media, look: Look, frames: int) -> tuple[dict[str, Any], Callab
     if len(media.paths) > 1 or os.path.isdir(path):
         chosen, end = _listed(media, frames)
         recipe["paths"] = [file for _, file in chosen]
-        return (
-            recipe | {"of": "list", "seconds": [at for at, _ in chosen], "end": end},
-            lambda: _list(chosen, media.start_seconds or 0.0, end, look),
-        )
-    start, end_or_none = media.start_seconds or 0.0, media.end_seconds
+        span = {"seconds": [at for at, _ in chosen], "start": start, "end": end}
+        return recipe | {"of": "list"} | span, lambda: _list(chosen, start, end, look)
+    end_or_none = media.end_seconds
     span = {"of": "video", "start": start, "end": end_or_none, "fps": look.sample_fps}
     return (
         recipe | span | {"frames": frames},

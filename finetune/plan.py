@@ -445,7 +445,7 @@ def as_text(
         if seconds is None
         else f"time      about {_clock(seconds)}"
     )
-    lines += _listed("dropped", [f"{one.origin}: {one.reason}" for one in plan.dropped], limit)
+    lines += dropped_lines(plan, limit)
     lines += _listed(
         "reduced",
         [
@@ -455,6 +455,11 @@ def as_text(
         limit,
     )
     return lines
+
+
+def dropped_lines(plan: Plan, limit: int = 20) -> list[str]:
+    """The rows that are not used, at most `limit` of them, each with its reason."""
+    return _listed("dropped", [f"{one.origin}: {one.reason}" for one in plan.dropped], limit)
 
 
 def _listed(name: str, lines: Sequence[str], limit: int) -> list[str]:

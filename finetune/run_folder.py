@@ -32,6 +32,7 @@ OF_THE_MACHINE = frozenset(
     {"cache", "cache_gib", "feature_gib", "loader_workers", "attention", "gradient_checkpointing"}
 )
 _NAMED_FILES = 3
+_FULL_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ def write_json(path: Path, content: object) -> None:
     draft.replace(path)
 
 
+def _is_draft(name: str) -> bool:
+    """What a process that was killed while it began a run may leave."""
+    return re.fullmatch(rf"{re.escape(RUN)}\.\d+", name) is not None
+
+
 def write_run(output: Path, run: Run) -> None:
     write_json(output / RUN, {name: getattr(run, name) for name in Run.__slots__})
 
@@ -95,7 +101,7 @@ def check_output(output: Path, *, resume: bool) -> Run | None:
         others = sorted(one.name for one in output.iterdir()) if output.is_dir() else []
         if output.exists() and not output.is_dir():
             raise UsageError(f"{output}: is a file; name a new folder with --output")
-        others = [name for name in others if name != _LOCK]
+        others = [name for name in others if name != _LOCK and not _is_draft(name)]
         if others:
             some = ", ".join(others[:_NAMED_FILES]) + (" ..." if len(others) > _NAMED_FILES else "")
             raise UsageError(f"{output}: holds {some}; name a new folder with --output")
@@ -127,7 +133,7 @@ def check_same(output: Path, begun: Run, now: Run) -> None:
         ("--data", begun.data, now.data),
         ("--eval-data", begun.eval_data, now.eval_data),
     ):
-        if sorted(first_files.values()) != sorted(files.values()):
+        if list(first_files.values()) != list(files.values()):
             raise UsageError(
                 f"{flag} {' '.join(files) or '(none)'}: not the rows that the run in {output} "
                 f"began with ({' '.join(first_files) or 'none'}); {_leave()}"
@@ -209,3 +215,20 @@ def locked(output: Path) -> Iterator[None]:
             yield
         finally:
             (output / _LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
+def told_when_full(output: Path) -> Iterator[None]:
+    """Makes one VidqaError of what torch, safetensors and Python each raise on a full disk."""
+    try:
+        yield
+    except VidqaError:
+        raise
+    except Exception as error:
+        # torch tells no reason; half a file stays, so the disk still is as full as it was.
+        full = shutil.disk_usage(output).free < _FULL_BYTES
+        if full or "No space left" in str(error) or "quota exceeded" in str(error):
+            raise VidqaError(
+                f"{output}: the disk is full; make room, then go on with --resume"
+            ) from error
+        raise

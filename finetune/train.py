@@ -27,9 +27,20 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.dataset import Encoder, RowDataset, load_processor
 from finetune.layout import Look
-from finetune.plan import Budget, Memory, Plan, as_dict, as_text, estimate, make_plan, shape_of
+from finetune.plan import (
+    Budget,
+    Dropped,
+    Memory,
+    Plan,
+    as_dict,
+    as_text,
+    dropped_lines,
+    estimate,
+    make_plan,
+    shape_of,
+)
 from finetune.recipe import Recipe
-from finetune.rows import Row
+from finetune.rows import Problem, Row
 from finetune.run_folder import (
     CHECKPOINTS,
     Run,
@@ -39,6 +50,7 @@ from finetune.run_folder import (
     locked,
     read_log,
     read_run,
+    told_when_full,
     write_json,
     write_run,
 )
@@ -104,7 +116,7 @@ class Prepared:
         lines = as_text(self.plan, self.parameters, self.memory, self.seconds)
         held = self.held_out_plan
         lines.insert(1, f"held out  {len(held.used):,} rows, {len(held.dropped):,} dropped")
-        return lines
+        return lines + dropped_lines(held)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -188,15 +200,20 @@ def resumed(
     return order
 
 
-def run_of(order: Order) -> Run:
-    """What run.json tells of an order."""
+def run_of(order: Order, read: Sequence[adapters.DataFile] = ()) -> Run:
+    """What run.json tells of an order; files that were `read` may have changed since."""
     recipe = order.recipe
+    known = {one.file: one.sha256 for one in read}
+
+    def digests(paths: Sequence[Path]) -> dict[str, str]:
+        return {str(one): known.get(str(one)) or file_digest(one) for one in paths}
+
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return Run(
         recipe=recipe.public(),
         model=order.model,
-        data={str(one): file_digest(one) for one in order.data},
-        eval_data={str(one): file_digest(one) for one in order.eval_data},
+        data=digests(order.data),
+        eval_data=digests(order.eval_data),
         batch=recipe.batch * recipe.accumulation * processes,
         format=order.format,
         media_dir=str(order.media_dir) if order.media_dir else None,
@@ -207,19 +224,22 @@ def run_of(order: Order) -> Run:
 
 
 def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: None) -> Prepared:
-    """Reads, checks, splits and plans the rows. Raises UsageError with file and line of what is
-    wrong, NothingFound when no row is left.
+    """Reads, checks, splits and plans the rows; those that are not fit are dropped with a reason.
+
+    Raises UsageError with file and line of media that cannot be read and of held-out videos that
+    are trained on, NothingFound when no row is left.
     """
-    from finetune.check import check
+    from finetune.check import sift
     from finetune.cost import guess_seconds, training_of
     from finetune.model import sketch
     from finetune.split import split
 
     rows, files = _read(order, order.data)
     held_out, held_files = _read(order, order.eval_data)
-    problems = check(rows, held_out)
-    if problems:
-        raise UsageError(_problems(problems))
+    sifted = sift(rows, held_out)
+    if sifted.errors:
+        raise UsageError(_problems(sifted.errors))
+    rows, held_out = list(sifted.rows), list(sifted.held_out)
     if not order.eval_data and order.recipe.eval_fraction:
         rows, held_out = split(rows, order.recipe.eval_fraction, order.recipe.seed)
     folder = find_weights(order.model, order.hub)
@@ -232,12 +252,15 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
     budget = Budget(max_tokens=recipe.max_row_tokens)
     on_stage(f"looking at {len(rows) + len(held_out):,} rows")
     plan, held_out_plan = (
-        make_plan(group, encoder, budget, workers=_readers() if shelf else 0)
-        for group in (rows, held_out)
+        _with(dropped, make_plan(group, encoder, budget, workers=_readers() if shelf else 0))
+        for group, dropped in (
+            (rows, sifted.dropped),
+            (held_out, sifted.held_out_dropped),
+        )
     )
-    if not plan.used:
-        first = plan.dropped[0]
-        raise NothingFound(f"no row can be trained on; the first, {first.origin}: {first.reason}")
+    _check_used(plan, "no row can be trained on")
+    if order.eval_data:
+        _check_used(held_out_plan, "no row of --eval-data can be measured on")
     return Prepared(
         folder=folder,
         encoder=encoder,
@@ -248,6 +271,18 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
         memory=estimate(shape_of(counted.config), counted.parameters, plan, training_of(recipe)),
         seconds=guess_seconds(plan, held_out_plan, counted, recipe),
     )
+
+
+def _with(dropped: Sequence[Problem], plan: Plan) -> Plan:
+    """A plan that tells of the rows that were left out before it was made as well."""
+    before = (Dropped(one.origin, one.message) for one in dropped)
+    return replace(plan, dropped=(*before, *plan.dropped))
+
+
+def _check_used(plan: Plan, nothing: str) -> None:
+    if not plan.used:
+        first = plan.dropped[0]
+        raise NothingFound(f"{nothing}; the first, {first.origin}: {first.reason}")
 
 
 def _readers() -> int:
@@ -267,7 +302,7 @@ def _read(order: Order, paths: Sequence[Path]) -> tuple[list[Row], list[adapters
     return rows, files
 
 
-def _problems(problems: Sequence[Any]) -> str:
+def _problems(problems: Sequence[Problem]) -> str:
     some = "; ".join(f"{one.origin}: {one.message}" for one in problems[:_PROBLEMS_NAMED])
     more = f" and {len(problems) - _PROBLEMS_NAMED} more" if len(problems) > _PROBLEMS_NAMED else ""
     return f"{some}{more}; `vidqa finetune check FILE` lists all that is wrong with the data"
@@ -291,9 +326,9 @@ def train(
     from finetune.model import load_base, prepare
 
     first = is_first_process()
-    with locked(order.output) if first else nullcontext():
-        if first and read_run(order.output) is None:
-            write_run(order.output, run_of(order))
+    with locked(order.output) if first else nullcontext(), told_when_full(order.output):
+        if first:
+            _enter(order, prepared)
         began = time.monotonic()
         on_stage(f"loading {order.model}")
         _seed(order.recipe.seed)
@@ -326,6 +361,20 @@ def train(
         if first:
             _finish(order, prepared, outcome)
         return outcome
+
+
+def _enter(order: Order, prepared: Prepared) -> None:
+    """Makes the folder this run's, or sees that it is: rows were prepared while it was open to
+    others. Raises UsageError where another run has come between.
+    """
+    run = run_of(order, prepared.files)
+    begun = read_run(order.output)
+    if begun is None:
+        write_run(order.output, run)
+    elif begun.finished is not None:
+        raise UsageError(f"{order.output}: another run has finished in it; name another --output")
+    else:
+        check_same(order.output, begun, run)
 
 
 def _seed(seed: int) -> None:
@@ -427,7 +476,9 @@ def _finish(order: Order, prepared: Prepared, outcome: Outcome) -> None:
         curves=picture.read_bytes() if drawn else b"",
     )
     (output / "report.html").write_text(page(report), encoding="utf-8")
-    write_run(output, replace(run_of(order), finished=outcome.step))
+    begun = read_run(output)
+    assert begun is not None
+    write_run(output, replace(begun, finished=outcome.step))
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
 
 

@@ -196,6 +196,11 @@ class VlmTrainer(Trainer):
         """Nobody asks for them, and counting walks through the whole model at each step."""
         return 0
 
+    def _run_epoch(self, **given: Any) -> None:
+        """A run that had come to its end when it was killed takes no further step."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(**given)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
@@ -204,6 +209,23 @@ class VlmTrainer(Trainer):
 
 
 # ---------------------------------------------------------------- what watches the training
+
+
+class GoingOn(TrainerCallback):
+    """Puts right what a checkpoint tells of a run, where that ended or its folder has moved.
+
+    The Trainer would take a step more, and forget a best checkpoint that is not where it was.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_training_stop = True
+        if state.best_global_step:
+            best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            if best.is_dir():
+                state.best_model_checkpoint = str(best)
+            else:
+                state.best_model_checkpoint = state.best_metric = state.best_global_step = None
 
 
 class Patience(TrainerCallback):
@@ -215,6 +237,9 @@ class Patience(TrainerCallback):
     def __init__(self, evaluations: int) -> None:
         self.evaluations = evaluations
         self.ended = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_evaluate(args, state, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         losses = [one["eval_loss"] for one in state.log_history if "eval_loss" in one]

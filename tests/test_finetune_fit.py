@@ -73,7 +73,7 @@ def test_logits_at_the_answers_alone_give_the_loss_and_gradients_of_all_logits(r
                 weight.normal_(0, 0.05)
     batch = collate([StandIn(rows)[at] for at in range(rows)], PAD)
 
-    loss = answer_loss(model, batch, tokens=4.0 * rows)
+    loss = answer_loss(model, batch, tokens=(batch["labels"] != IGNORE).sum())
     loss.backward()
     ours = gradients(model)
     full = model(**{name: one for name, one in batch.items() if name != "labels"}).logits
@@ -122,7 +122,7 @@ def test_an_evaluation_counts_tokens_row_by_row() -> None:
     rows = StandIn(3)
     together = answer_scores(model, collate([rows[0], rows[1], rows[2]], PAD))
     alone = torch.cat([answer_scores(model, collate([rows[at]], PAD)) for at in range(3)])
-    assert together[:, 1].tolist() == [4, 4, 4]
+    assert together[:, 1].tolist() == [5, 2, 3]
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -254,8 +254,59 @@ def test_it_stops_early_when_the_held_out_loss_does_not_fall(tmp_path: Path) -> 
     assert fitted.step < 40
 
 
+def judged(output: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+
+def test_a_run_that_was_killed_after_its_last_step_takes_no_further_one(tmp_path: Path) -> None:
+    """Seven steps are two epochs and a part of the third, where the Trainer would go on."""
+    first = run(tmp_path, max_steps=7)
+    curve = losses(tmp_path)
+    again = run(tmp_path, max_steps=7)
+    assert (again.step, again.best_step) == (7, first.best_step)
+    assert losses(tmp_path) == curve
+
+
+def test_a_run_that_was_killed_when_it_had_stopped_early_takes_no_further_step(
+    tmp_path: Path,
+) -> None:
+    changes = {"learning_rate": 1e-8, "eval_steps": 1, "max_steps": 40, "patience": 2}
+    first = run(tmp_path, **changes, warmup=0.4)
+    again = run(tmp_path, **changes, warmup=0.4)
+    assert again.ended_early
+    assert (again.step, again.best_step) == (first.step, first.best_step)
+
+
+def test_the_best_weights_are_kept_where_the_folder_has_moved(tmp_path: Path) -> None:
+    changes = {"eval_steps": 1, "warmup": 0.0, "max_steps": 3, "dropout": 0.0}
+    run(tmp_path / "here", **changes)
+    folder = tmp_path / "here" / "checkpoints"
+    # The last weights become worthless, and the state tells that an earlier step was the best.
+    path = folder / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    state |= {"best_global_step": 2, "best_model_checkpoint": str(folder / "checkpoint-2")}
+    path.write_text(json.dumps(state))
+    (tmp_path / "here").rename(tmp_path / "there")
+    fitted = run(tmp_path / "there", **changes)
+    assert (fitted.step, fitted.best_step) == (3, 2)
+    now = fitted.trainer.evaluate()["eval_loss"]
+    assert now == pytest.approx(judged(tmp_path / "there")[2], rel=1e-4)
+
+
+def test_batches_that_are_added_up_have_the_losses_of_one_batch(tmp_path: Path) -> None:
+    """Answers differ in length, and the third step of the epoch has fewer rows."""
+    changes = {"max_steps": 4, "eval_steps": 4, "dropout": 0.0, "rows": 10}
+    run(tmp_path / "one", batch=4, accumulation=1, **changes)
+    run(tmp_path / "added", batch=1, accumulation=4, **changes)
+    for (_, one), (_, added) in zip(
+        losses(tmp_path / "one"), losses(tmp_path / "added"), strict=True
+    ):
+        assert added == pytest.approx(one, rel=1e-3)
+
+
 def test_two_processes_have_the_losses_of_one_with_their_rows_together(tmp_path: Path) -> None:
-    """Without dropout, which each process draws for itself."""
+    """Without dropout, which each process draws for itself. Answers differ in length."""
     single, together = tmp_path / "single", tmp_path / "together"
     run(single, dropout=0.0)
     with socket.socket() as free:
@@ -279,6 +330,9 @@ def test_two_processes_have_the_losses_of_one_with_their_rows_together(tmp_path:
     assert [step for step, _ in losses(together)] == [1, 2, 3, 4, 5, 6]
     for (_, two), (_, one_process) in zip(losses(together), losses(single), strict=True):
         assert two == pytest.approx(one_process, rel=1e-3)
+    assert judged(together).keys() == judged(single).keys()
+    for step, loss in judged(together).items():
+        assert loss == pytest.approx(judged(single)[step], rel=1e-3)
 
 
 # ---------------------------------------------------------------- kept features
@@ -293,6 +347,18 @@ def test_a_row_is_encoded_and_looked_at_once() -> None:
     assert rows.asked == [0]
     assert "pixel_values_videos" not in first
     torch.testing.assert_close(first["video_features"], again["video_features"])
+
+
+def test_rows_whose_features_are_not_kept_are_not_kept_either() -> None:
+    """A row's tokens are small, and would fit where its features do not."""
+    rows = StandIn(2)
+    model = new_model(Recipe())
+    features = Seen(rows, model, limit_bytes=1e9)[0]["video_features"]
+    seen = Seen(rows, model, limit_bytes=features.numel() * features.element_size() - 1)
+    rows.asked.clear()
+    for at in (0, 1, 0, 1):
+        seen[at]
+    assert rows.asked == [0, 1, 0, 1]
 
 
 def test_rows_beyond_the_memory_allowed_are_made_each_time() -> None:

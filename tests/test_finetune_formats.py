@@ -1014,3 +1014,61 @@ def test_no_record_is_so_odd_that_reading_breaks(tmp_path: Path, value: Any, for
     path = stored(tmp_path, "a.jsonl", value)
     (row,) = read(path, format)
     assert row.origin.line == 1
+
+
+SWIFT: dict[str, Any] = {
+    "query": "<image>the <ref-object><bbox>",
+    "response": "x",
+    "images": ["a.jpg"],
+}
+
+
+@pytest.mark.parametrize(
+    ("objects", "fault"),
+    [
+        ({"ref": True, "bbox": [[1, 2, 3, 4]]}, "ref of objects is True, not a list"),
+        ({"ref": ["a"], "bbox": 1.5}, "bbox of objects is 1.5, not a list"),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4]], "image_id": 1}, "image_id of objects is 1, not a"),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 4]], "bbox_type": ["real"]}, "bbox_type is"),
+        ({"ref": ["a"], "bbox": [[1, 2, 3, 10**400]]}, "bbox has"),
+    ],
+)
+def test_objects_of_another_kind_are_a_fault_of_their_row(
+    objects: dict[str, Any], fault: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(SWIFT | {"objects": objects}))
+    (row,) = read(file, "ms-swift-2")
+    assert any(one.startswith(fault) for one in row.faults), row.faults
+
+
+def test_a_time_that_no_float_holds_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    user = {"role": "user", "content": [{"type": "video", "video": "a.mp4", "start": 10**400}]}
+    file = tmp_path / "rows.jsonl"
+    said = {"role": "assistant", "content": "x"}
+    file.write_text(json.dumps({"vidqa": 1, "messages": [user, said]}))
+    (row,) = read(file)
+    assert row.faults
+
+
+def test_coco_ids_of_any_kind_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "boxes.json"
+    one = {"image_id": [1], "category_id": [2], "bbox": [1, 2, 3, 4]}
+    file.write_text(
+        json.dumps(
+            {
+                "images": [{"id": [1], "file_name": "a.jpg"}],
+                "annotations": [one],
+                "categories": [{"id": [2], "name": "cat"}],
+            }
+        )
+    )
+    (row,) = read(file)
+    assert not row.faults
+
+
+def test_an_empty_file_is_no_coco(tmp_path: Path) -> None:
+    file = tmp_path / "boxes.json"
+    file.write_text("[]")
+    with pytest.raises(UsageError, match="is not COCO"):
+        read(file, "coco")

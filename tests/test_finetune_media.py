@@ -143,6 +143,14 @@ def test_a_part_of_a_list_is_chosen_from_evenly(tmp_path: Path) -> None:
     assert brightness(show(media, LOOK, 2).pictures) == [5, 7]
 
 
+def test_parts_of_a_list_with_the_same_frames_keep_their_own_beginnings(tmp_path: Path) -> None:
+    paths = tuple(map(str, frames_in(tmp_path / "frames", 4)))
+    shelf = Shelf(tmp_path / "shelf")
+    for start in (0.2, 0.8):
+        part = Media("video", paths, fps=1.0, start_seconds=start, end_seconds=3.0)
+        assert show(part, LOOK, 2, shelf).start_seconds == start
+
+
 def test_frames_are_dealt_out_among_the_videos_of_a_row() -> None:
     a, picture = Media("video", ("a",)), Media("image", ("p",))
     assert frame_counts([a], Look(max_frames=16)) == [16]

@@ -55,6 +55,8 @@ def test_a_profile_tells_the_recipe_how_its_model_is_shown_frames() -> None:
     [
         ("rnak: 8", r"mine.yaml: rnak: no such setting; did you mean rank\?"),
         ("modle: x", r"mine.yaml: modle: no such setting; did you mean model\?"),
+        ("lr: 1e-4", r"mine.yaml: lr: .*; did you mean learning_rate\? \(its flag is --lr\)"),
+        ("lora_rank: 8", r"mine.yaml: lora_rank: no such setting; did you mean rank\?"),
         ("rank: 17", "mine.yaml: rank: 17 is not allowed; one of 1, 8, 16, 32, 64, 128"),
         ("learning_rate: fast", "mine.yaml: learning_rate: 'fast' is not a number"),
         ("epochs: 0", "mine.yaml: epochs: 0.0 is not allowed; 0.01 to 1000 is"),
@@ -68,6 +70,18 @@ def test_a_wrong_file_is_one_line_with_what_is_allowed(
     with pytest.raises(ConfigError, match=message) as caught:
         Recipe.load(write(tmp_path, content))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lr", "lora_rank", "rnak"])
+def test_an_unknown_name_is_answered_alike_by_whoever_reads_the_file_first(
+    name: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path, f"{name}: 1\n")
+    with pytest.raises(ConfigError, match="did you mean") as of_recipe:
+        Recipe.load(file)
+    with pytest.raises(ConfigError, match="did you mean") as of_settings:
+        Settings.load(file, environ={}, others=RECIPE)
+    assert str(of_settings.value) == str(of_recipe.value)
 
 
 def test_a_rate_may_be_written_as_yaml_does_not_read_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import re
 from collections.abc import Iterator
@@ -22,13 +23,25 @@ from finetune.run_folder import (
     check_output,
     check_same,
     cut_log,
+    file_digest,
     last_checkpoint,
     locked,
     mark_whole,
     read_log,
+    read_run,
+    told_when_full,
     write_run,
 )
-from finetune.train import Order, commands, look_of, notes
+from finetune.train import (
+    Order,
+    Prepared,
+    commands,
+    look_of,
+    notes,
+    prepare_rows,
+    run_of,
+    train,
+)
 from finetune.training_report import TrainingReport, draw_curves, page, smoothed
 from vidqa import adapters
 from vidqa.cli import app
@@ -212,6 +225,49 @@ def test_wrong_rows_are_named_with_file_and_line(data: Path, tmp_path: Path) -> 
     assert re.search(r"wrong\.jsonl:2: .*film9\.mp4: there is no such file", result.stderr)
 
 
+def test_rows_with_faults_of_their_own_are_dropped_with_file_line_and_reason(
+    data: Path, tmp_path: Path
+) -> None:
+    rows = data.read_text().splitlines()
+    late = json.loads(rows[3])
+    late["messages"][0]["content"][0]["start"] = 9.0
+    empty = rows[4].replace('"red"', '" "')
+    some = data.with_name("some.jsonl")
+    some.write_text("\n".join([rows[0], rows[0], "{", json.dumps(late), empty, *rows[1:3]]))
+    held = data.with_name("held.jsonl")
+    held.write_text("\n".join([*rows[4:], rows[4]]))
+    result = finetune(some, tmp_path / "birds", "--dry-run", "--eval-data", str(held))
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^rows +3 used, 0 of them with less to see, 4 dropped", result.stdout)
+    assert re.search(r"^held out +2 rows, 1 dropped", result.stdout, re.MULTILINE)
+    for line, reason in (
+        (2, rf"is the same row as {re.escape(str(some))}:1"),
+        (3, ".+"),
+        (4, "start 9 is beyond the video's end"),
+        (5, "an answer is empty"),
+    ):
+        assert re.search(rf"^dropped +{re.escape(str(some))}:{line}: {reason}", result.stdout, re.M)
+    assert f"{held}:3: is the same row as {held}:1" in result.stdout
+
+
+def test_a_held_out_video_that_is_trained_on_ends_it(data: Path, tmp_path: Path) -> None:
+    held = data.with_name("leak.jsonl")
+    held.write_text(data.read_text().splitlines()[0])
+    result = finetune(data, tmp_path / "birds", "--dry-run", "--eval-data", str(held))
+    assert result.exit_code == 2
+    assert re.search(r"leak\.jsonl:1: .*film0\.mp4 is trained on too", result.stderr)
+
+
+def test_held_out_rows_of_which_none_can_be_used_end_it(data: Path, tmp_path: Path) -> None:
+    held = data.with_name("nothing.jsonl")
+    row = json.loads(data.read_text().splitlines()[0])
+    row["messages"][1]["content"] = ""
+    held.write_text(json.dumps(row))
+    result = finetune(data, tmp_path / "birds", "--dry-run", "--eval-data", str(held))
+    assert result.exit_code == 3
+    assert re.search(r"no row of --eval-data .*nothing\.jsonl:1: an answer is empty", result.stderr)
+
+
 def test_an_adapter_s_name_is_one_that_can_be_called(data: Path, tmp_path: Path) -> None:
     result = finetune(data, tmp_path / "a bird")
     assert result.exit_code == 2
@@ -288,6 +344,75 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
     refused = pytest.raises(VidqaError, match="another training is at work")
     with locked(tmp_path), refused, locked(tmp_path):
         pass
+
+
+def test_what_a_kill_at_the_beginning_leaves_is_in_nobody_s_way(tmp_path: Path) -> None:
+    (tmp_path / "run.json.4711").write_text("{")
+    (tmp_path / ".lock").touch()
+    assert check_output(tmp_path, resume=False) is None
+
+
+def test_the_order_of_data_files_belongs_to_a_run() -> None:
+    begun = dataclasses.replace(BEGUN, data={"a": "1", "b": "2"})
+    turned = dataclasses.replace(BEGUN, data={"b": "2", "a": "1"})
+    with pytest.raises(UsageError, match=r"--data b a: not the rows"):
+        check_same(Path("out"), begun, turned)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["Python", "safetensors"],
+)
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(error: Exception, tmp_path: Path) -> None:
+    with (
+        pytest.raises(VidqaError, match="the disk is full; make room, then go on with --resume"),
+        told_when_full(tmp_path),
+    ):
+        raise error
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), told_when_full(tmp_path):
+        raise RuntimeError("shapes differ")
+
+
+def prepared_order(data: Path, output: Path) -> tuple[Order, Prepared]:
+    recipe = Recipe(
+        max_steps=2, batch=2, accumulation=1, eval_steps=1, max_pixels=9408, max_frames=4,
+        rank=8, cache=output.parent / "cache",
+    )  # fmt: skip
+    order = Order(data=(data,), model=str(TINY), output=output, recipe=recipe)
+    return order, prepare_rows(order)
+
+
+def test_data_that_is_edited_meanwhile_changes_nothing_of_a_run(data: Path, tmp_path: Path) -> None:
+    rows = data.with_name("edited.jsonl")
+    rows.write_text(data.read_text())
+    ordered = prepared_order(rows, tmp_path / "birds")
+    rows.unlink()
+    train(*ordered)
+    begun = read_run(tmp_path / "birds")
+    assert begun is not None
+    assert begun.finished == 2
+    assert begun.data == {str(rows): file_digest(data)}
+    assert [one.sha256 for one in adapters.read(tmp_path / "birds").data] == [file_digest(data)]
+
+
+def test_a_run_does_not_enter_a_folder_that_another_took_while_it_was_prepared(
+    data: Path, tmp_path: Path
+) -> None:
+    order, prepared = prepared_order(data, tmp_path / "birds")
+    other = run_of(dataclasses.replace(order, recipe=Recipe(rank=64)))
+    write_run(tmp_path / "birds", other)
+    with pytest.raises(UsageError, match=r"the run in .* began with"):
+        train(order, prepared)
+    write_run(tmp_path / "birds", dataclasses.replace(run_of(order), finished=3))
+    with pytest.raises(UsageError, match="another run has finished in it"):
+        train(order, prepared)
 
 
 # ---------------------------------------------------------------- what one sees

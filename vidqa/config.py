@@ -15,13 +15,22 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vidqa.errors import ConfigError
-from vidqa.fields import check_bounds, convert, flag_in, nearest, read_yaml, setting, table_of
+from vidqa.fields import (
+    Table,
+    check_bounds,
+    convert,
+    flag_in,
+    nearest,
+    read_yaml,
+    setting,
+    table_of,
+)
 
 PREFIX = "VIDQA_"
 # Variables with our prefix that name no setting: the file itself, the engine's own folder, the
@@ -185,16 +194,16 @@ class Settings:
         config: str | None = None,
         flags: Mapping[str, object] | None = None,
         environ: Mapping[str, str] = os.environ,
-        others: Collection[str] = (),
+        others: Table | None = None,
     ) -> Settings:
         """The settings of one run; `config` is a profile's name or a YAML file.
 
-        Flags whose value is None were not given. `others` are names in the file that are for
-        somebody else. Raises ConfigError: an unknown name (with the nearest known one), a value
+        Flags whose value is None were not given. `others` are fields that the file may name
+        for somebody else. Raises ConfigError: an unknown name (with the nearest known one), a value
         out of its bounds, a file that cannot be read.
         """
         config = config or environ.get("VIDQA_CONFIG") or None
-        base = _for_this_machine() if config is None else _read_file(config, others)
+        base = _for_this_machine() if config is None else _read_file(config, others or {})
         chosen = {} if config in (None, *PROFILES) else base
         chosen = chosen | _read_environment(environ)
         chosen |= {
@@ -239,7 +248,7 @@ def _for_this_machine() -> dict[str, Any]:
     memory = card_memory_gib()
     if memory is None:
         return {}
-    profile = _read_file("gpu")
+    profile = _read_file("gpu", {})
     return profile if memory >= LARGE_CARD_GIB else profile | {"model": SMALL_CARD_MODEL}
 
 
@@ -252,12 +261,16 @@ def read_config(config: str) -> tuple[Path, dict[str, object]]:
     )
 
 
-def _read_file(config: str, others: Collection[str] = ()) -> dict[str, Any]:
+def _read_file(config: str, others: Table) -> dict[str, Any]:
     path, content = read_config(config)
+    known = {**SETTINGS, **others}
+    for name in content:
+        if name not in known:
+            convert(known, name, None, f"{path}: {name}")  # refuses it
     return {
         name: _convert(name, value, f"{path}: {name}")
         for name, value in content.items()
-        if name in SETTINGS or name not in others
+        if name in SETTINGS
     }
 
 

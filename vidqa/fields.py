@@ -122,12 +122,18 @@ def check_bounds(known: Field[Any], value: object, where: str) -> None:
         raise ConfigError(f"{where}: {value} is not allowed; {bounds} is")
 
 
-def nearest(name: str, known: Mapping[str, object], prefix: str = "") -> str:
-    """Advice for a name that is not known; with `prefix`, names are as variables have them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def nearest(name: str, known: Table, prefix: str = "") -> str:
+    """Advice for a name that is not known; with `prefix`, names are as variables have them.
+
+    Flags count as well: who knows `--lr` may write `lr` into a file.
+    """
+    by_flag = {flag_in(known, one).strip("-").replace("-", "_"): one for one in known}
+    close = difflib.get_close_matches(name, [*known, *by_flag], n=1, cutoff=0.5)
     if not close:
         return f"known are {', '.join(known)}"
-    return f"did you mean {prefix + close[0].upper() if prefix else close[0]}?"
+    meant = close[0] if close[0] in known else by_flag[close[0]]
+    flag = "" if close[0] == meant else f" (its flag is {flag_in(known, meant)})"
+    return f"did you mean {prefix + meant.upper() if prefix else meant}?{flag}"
 
 
 def _to_bool(value: object) -> bool:

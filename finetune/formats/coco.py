@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from finetune.formats.base import Format
 from finetune.formats.containers import Record
-from finetune.formats.reading import Reading, Source, named
+from finetune.formats.reading import Reading, Source, is_number, named
 from finetune.formats.writing import CannotHold, Target, Writing
 from finetune.rows import Located, Media, Row, Turn
 from vidqa.boxes import Box, question
@@ -37,19 +37,19 @@ def _fits(value: Mapping[str, Any]) -> bool:
 
 
 def _read(found: Iterable[Record], source: Source) -> Iterator[Row]:
-    document, *more = found
+    document, *more = [*found] or [Record(1, None)]
     if document.fault is not None:
         raise UsageError(f"{source.file}:{document.line}: {document.fault}")
     if more or not isinstance(document.value, dict) or not _fits(document.value):
         raise UsageError(f"{source.file}: is not COCO: it has no lists of images and annotations")
     value = document.value
     source = dataclasses.replace(source, elsewhere=_folders(Path(source.file)))
-    names = {one.get("id"): one.get("name") for one in _objects(value.get("categories"))}
+    names = {_key(one.get("id")): one.get("name") for one in _objects(value.get("categories"))}
     by_image: dict[Any, list[Mapping[str, Any]]] = {}
     for one in _objects(value["annotations"]):
-        by_image.setdefault(one.get("image_id"), []).append(one)
+        by_image.setdefault(_key(one.get("image_id")), []).append(one)
     for number, image in enumerate(_objects(value["images"]), 1):
-        yield from _rows(number, image, by_image.pop(image.get("id"), []), names, source)
+        yield from _rows(number, image, by_image.pop(_key(image.get("id")), []), names, source)
     for unknown, ones in by_image.items():
         reading = _reading(0, source)
         reading.fault(f"{len(ones)} annotations are of image {unknown!r}, which is not listed")
@@ -58,6 +58,11 @@ def _read(found: Iterable[Record], source: Source) -> Iterator[Row]:
 
 def _objects(value: Any) -> list[Mapping[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _key(value: Any) -> Any:
+    """An id as it is, if it can be one."""
+    return value if isinstance(value, str | int | float | None) else named(value)
 
 
 def _folders(path: Path) -> tuple[Path, ...]:
@@ -84,7 +89,7 @@ def _rows(
         if isinstance(one.get("caption"), str):
             yield _caption(_reading(number, source), image, one["caption"])
         elif "bbox" in one and not one.get("iscrowd"):
-            groups.setdefault(one.get("category_id"), []).append(one)
+            groups.setdefault(_key(one.get("category_id")), []).append(one)
     for category, ones in groups.items():
         yield _boxes(_reading(number, source), image, names.get(category, category), ones)
 
@@ -108,7 +113,7 @@ def _boxes(
     things = []
     for one in ones:
         sides = one["bbox"]
-        if not (isinstance(sides, list) and len(sides) == 4 and all(map(_is_number, sides))):
+        if not (isinstance(sides, list) and len(sides) == 4 and all(map(is_number, sides))):
             reading.fault(f"bbox is {named(sides)}, not left, top, width and height")
             continue
         left, top, width, height = sides
@@ -120,10 +125,6 @@ def _boxes(
         Turn("assistant", (Located(tuple(things)),)),
     )
     return dataclasses.replace(reading.row(turns), task="box")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # Writing

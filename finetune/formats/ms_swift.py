@@ -22,7 +22,7 @@ from typing import Any, Final
 from finetune.formats.alpaca import history
 from finetune.formats.base import Format, by_record, by_row, messages_of
 from finetune.formats.containers import to_json
-from finetune.formats.reading import Objects, Reading, as_value, named
+from finetune.formats.reading import Objects, Reading, as_value, is_number, named
 from finetune.formats.writing import CannotHold, Writing, joined
 from finetune.rows import Boxed, Located, Ref, Row
 from vidqa.boxes import Box, Unit
@@ -104,12 +104,20 @@ def _objects(reading: Reading, value: Any) -> Objects | None:
     if not isinstance(value, dict):
         reading.fault(f"objects is {named(value)}, not an object with ref and bbox")
         return None
-    found = Objects(refs=[str(one) for one in value.get("ref") or ()])
-    numbers = value.get("image_id") or []
-    for n, sides in enumerate(value.get("bbox") or ()):
+    refs, boxes, numbers = (_list(reading, value, name) for name in ("ref", "bbox", "image_id"))
+    found = Objects(refs=[str(one) for one in refs])
+    for n, sides in enumerate(boxes):
         number = numbers[n] if n < len(numbers) else 0
         found.boxes.append(_boxes(reading, sides, value.get("bbox_type"), number))
     return found
+
+
+def _list(reading: Reading, value: Mapping[str, Any], name: str) -> list[Any]:
+    found = value.get(name) or []
+    if isinstance(found, list):
+        return found
+    reading.fault(f"{name} of objects is {named(found)}, not a list")
+    return []
 
 
 def _objects_2(reading: Reading, value: Sequence[Any]) -> Objects:
@@ -127,15 +135,13 @@ def _objects_2(reading: Reading, value: Sequence[Any]) -> Objects:
 
 def _boxes(reading: Reading, sides: Any, kind: Any, number: Any) -> list[Boxed]:
     """One box, or in 2.x a list of them."""
-    unit = _UNITS.get(kind or "real")
+    unit = _UNITS.get(kind or "real") if isinstance(kind, str | None) else None
     if unit is None:
         reading.fault(f"bbox_type is {named(kind)}; {', '.join(_UNITS)} are known")
         return []
     if isinstance(sides, list) and sides and all(isinstance(one, list) for one in sides):
         return [found for one in sides for found in _boxes(reading, one, kind, number)]
-    whole = isinstance(sides, list) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) for one in sides
-    )
+    whole = isinstance(sides, list) and all(map(is_number, sides))
     if not whole or len(sides) != 4 or not isinstance(number, int):
         what = "a point" if whole and len(sides) == 2 else named(sides)
         reading.fault(f"bbox has {what}; a box is 4 numbers in a list")

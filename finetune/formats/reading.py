@@ -118,11 +118,16 @@ def as_value(text: Any) -> Any:
         return text
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number that a float holds: JSON's are of any length."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or value.bit_length() < 1024
+
+
 def seconds(value: Any) -> float | None:
     """A time as a number, or written as 3.5, 1:03.5 or 1:02:03.5; None for what is none."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
+    if is_number(value):
         return float(value) if abs(value) < _ENDLESS_SECONDS else None  # nor is NaN a time
     found = _CLOCK.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:

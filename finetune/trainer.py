@@ -196,10 +196,10 @@ class VlmTrainer(Trainer):
         """Nobody asks for them, and counting walks through the whole model at each step."""
         return 0
 
-    def _run_epoch(self, **given: Any) -> None:
+    def _run_epoch(self, **given: Any) -> None:  # type: ignore[override]
         """A run that had come to its end when it was killed takes no further step."""
         if not self.control.should_training_stop:
-            super()._run_epoch(**given)
+            super()._run_epoch(**given)  # type: ignore[no-untyped-call]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

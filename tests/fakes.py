@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(said := self.told.says(body), int):
             self._refuse(said, self.told.error)
         else:
-            self._stream([said])
+            self._stream([said], cut=not said)
 
     def _allowed(self) -> bool:
         wanted = self.told.api_key
@@ -166,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _stream(self, pieces: Sequence[str]) -> None:
+    def _stream(self, pieces: Sequence[str], cut: bool = False) -> None:
         time.sleep(self.told.silent_seconds)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "100000")  # more than will ever come
         self.end_headers()
         self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        if list(pieces) == [""]:
+        if cut:
             return
         for n, piece in enumerate(pieces):
             if n == self.told.breaks_after:

@@ -184,7 +184,11 @@ def test_what_is_trained_on_is_learned(plain: Path) -> None:
 
 def test_two_runs_with_one_seed_have_one_curve(plain: Path, tmp_path: Path) -> None:
     run(tmp_path)
-    assert losses(tmp_path) == losses(plain)
+    steps, values = zip(*losses(plain), strict=True)
+    again_steps, again = zip(*losses(tmp_path), strict=True)
+    assert again_steps == steps
+    # MKL's sums depend on where in memory a matrix lies, in the last bits of a float32.
+    assert again == pytest.approx(values, rel=1e-6)
 
 
 def test_another_seed_has_another_curve(plain: Path, tmp_path: Path) -> None:

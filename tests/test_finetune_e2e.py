@@ -37,9 +37,8 @@ SHORTER = {
     "vidqa finetune --data playground": "--max-steps 40 --eval-steps 20",
 }
 MODEL = [command for command, comment in commands(DOCUMENT) if needs(comment) and "vLLM" in comment]
-LINES = [line for block in MODEL for line in block.splitlines()]
-PLAYGROUND = [line for line in LINES if "playground" in line]
-OTHERS = [line for line in LINES if "playground" not in line]
+PLAYGROUND = [line for block in MODEL if "playground" in block for line in block.splitlines()]
+OTHERS = [line for block in MODEL if "playground" not in block for line in block.splitlines()]
 
 Done = subprocess.CompletedProcess[str]
 
@@ -84,7 +83,7 @@ def played(reader: Reader) -> dict[str, Done]:
 
 def said(played: dict[str, Done], begin: str) -> str:
     (done,) = [done for command, done in played.items() if command.startswith(begin)]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_every_command_of_the_playground_works(played: dict[str, Done]) -> None:
@@ -175,7 +174,7 @@ def served_models(reader: Reader, command: str) -> list[str]:
 
 
 def _models(url: str) -> list[str]:
-    found = [one["id"] for one in httpx.get(f"{url}/v1/models", timeout=30).json()["data"]]
+    found = [one["id"] for one in httpx.get(f"{url}v1/models", timeout=30).json()["data"]]
     return found if "birds" in found else []
 
 

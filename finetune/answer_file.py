@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vidqa.errors import UsageError
+from vidqa.whole_files import write_whole
 
 Record = dict[str, Any]
 
@@ -77,18 +78,12 @@ class AnswerFile:
 
     def finish(self) -> None:
         """Brings the lines into the order of the rows, each row once."""
-        draft = self.path.with_name(f"{self.path.name}.new")
-        with draft.open("wb") as file:
-            file.writelines(line_of(self._records[n]) for n in sorted(self._records))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.path)
+        lines = (line_of(self._records[n]) for n in sorted(self._records))
+        write_whole(self.path, b"".join(lines), on_disk=True)
 
     def _say_made_by(self, made_by: Mapping[str, Any]) -> None:
         """Whole or as it was: a run that was killed here goes on like any other."""
-        draft = self.made_by_path.with_name(f"{self.made_by_path.name}.new")
-        draft.write_text(json.dumps(made_by, indent=1) + "\n", encoding="utf-8")
-        draft.replace(self.made_by_path)
+        write_whole(self.made_by_path, f"{json.dumps(made_by, indent=1)}\n".encode())
 
     def _lock(self) -> None:
         busy = UsageError(

@@ -36,6 +36,7 @@ from vidqa.errors import VidqaError
 from vidqa.report import Section, Told
 from vidqa.select import spread
 from vidqa.types import Moment, Picture, ShownMoment
+from vidqa.whole_files import write_whole
 
 Progress = Callable[[str, int, int], None]
 
@@ -347,10 +348,7 @@ def _rounded(value: float) -> float | None:
 
 def write_metrics(path: Path, results: Results) -> None:
     """Writes metrics.json, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.new")
-    draft.write_text(json.dumps(as_json(results), indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, f"{json.dumps(as_json(results), indent=1)}\n".encode())
 
 
 def page(results: Results, show: Show, most: int = MOST_EXAMPLES) -> str:

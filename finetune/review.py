@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -30,6 +29,7 @@ from finetune.formats import read
 from finetune.rows import Row, Turn
 from finetune.rows_file import row_line
 from vidqa.errors import UsageError
+from vidqa.whole_files import write_whole
 
 State = Literal["kept", "edited", "dropped"]
 MAX_TEXT_CHARACTERS = 20_000
@@ -211,13 +211,7 @@ def _key(row: Row, path: Path) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """The whole file or the one before, whatever happens. Raises UsageError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, text.encode("utf-8", "surrogateescape"), on_disk=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path}: {error.strerror}; the decision is not saved") from error

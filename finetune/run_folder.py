@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vidqa.errors import UsageError, VidqaError
+from vidqa.whole_files import write_whole
 
 RUN, LOG, CHECKPOINTS = "run.json", "log.jsonl", "checkpoints"
 _WHOLE, _LOCK = "whole", ".lock"
@@ -76,10 +77,7 @@ def read_run(output: Path) -> Run | None:
 
 def write_json(path: Path, content: object) -> None:
     """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def _is_draft(name: str) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vidqa.errors import ModelError, UsageError
+from vidqa.whole_files import write_whole
 
 CARD, CONFIG, WEIGHTS = "adapter.json", "adapter_config.json", "adapter_model.safetensors"
 
@@ -103,11 +103,8 @@ def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 def write(folder: Path, card: AdapterCard) -> Path:
     """Writes `adapter.json` beside PEFT's files, whole or not at all; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / CARD
-    draft = path.with_name(f"{CARD}.{os.getpid()}")
-    draft.write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, f"{json.dumps(asdict(card), indent=2)}\n".encode())
     return path
 
 

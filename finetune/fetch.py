@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 
@@ -23,7 +21,7 @@ from finetune.layout import Look
 from finetune.media import frame_counts, show
 from finetune.rows import Media, Row
 from finetune.shelf import Shelf
-from vidqa.children import die_with_parent, environment, signal_name
+from vidqa.children import die_with_parent, signal_name, start
 from vidqa.containers import shown
 from vidqa.errors import UsageError, VidqaError
 
@@ -127,17 +125,7 @@ class _Reader:
 
     def _started(self) -> tuple[Connection[Job, bool], subprocess.Popen[bytes]]:
         if self._process is None or self._connection is None:
-            self._connection, theirs = Pipe()
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=environment(),
-                    start_new_session=True,
-                )
+            self._process, self._connection = start(_CHILD)
         return self._connection, self._process
 
     def _end(self) -> None:

@@ -1,14 +1,18 @@
-"""What the child processes of vidqa have in common: their environment, their end, its name.
+"""What the child processes of vidqa have in common: start, environment, their end, its name.
 
-Starting one and speaking with it is done by its own module. Nothing heavy is imported.
+What is said to one, and what it does, is its own module's. Nothing heavy is imported.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO, Any
 
 _SECRETS = ("VIDQA_SERVE", "VIDQA_API_KEY")
 
@@ -27,6 +31,26 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def start(
+    program: str, errors: int | IO[bytes] = subprocess.DEVNULL
+) -> tuple[subprocess.Popen[bytes], Connection[Any, Any]]:
+    """Runs Python code that finds its end of a connection, by number, in `sys.argv[1]`."""
+    connection, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            # -P: a file of the user's folder must not pass for a module.
+            [sys.executable, "-P", "-c", program, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=environment(),
+            # Ctrl-C is the parent's to handle.
+            start_new_session=True,
+        )
+    return process, connection
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:

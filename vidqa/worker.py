@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from vidqa import texts
-from vidqa.children import environment, signal_name
+from vidqa.children import signal_name, start
 from vidqa.containers import open_video, shown, video_stream
 from vidqa.errors import VideoError
 from vidqa.frames import SCENE_FRAMES, Decoder, Frame, Sampler
@@ -198,20 +196,8 @@ class Worker:
     """A child process as its parent sees it: one job at a time, messages back, or its death."""
 
     def __init__(self) -> None:
-        self.connection, theirs = Pipe()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the worker
-        with theirs:
-            self._process = subprocess.Popen(
-                # -P: a file of the user's folder must not pass for a module.
-                [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                env=environment(),
-                # Ctrl-C is the parent's to handle.
-                start_new_session=True,
-            )
+        self._process, self.connection = start(_CHILD, self._errors)
 
     @property
     def pid(self) -> int:

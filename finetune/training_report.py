@@ -11,12 +11,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+from vidqa.report import template
 
 Lines = Sequence[Mapping[str, Any]]
 # Steps that a smoothed loss looks back on: single batches say little.
@@ -90,47 +88,12 @@ def page(report: TrainingReport) -> str:
     """The whole page."""
     source = base64.b64encode(report.curves).decode("ascii") if report.curves else ""
     names = [name for name in report.after if name in report.before]
-    return _template().render(report=report, curves=source, names=names)
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_PAGE)
+    return template(_PAGE).render(report=report, curves=source, names=names)
 
 
 _PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ report.title }}</title>
 <style>
-:root {
-  --page: #f5f5f3; --card: #ffffff; --line: #dfdfda; --text: #1c1c1a; --soft: #66665f;
-  --accent: #2456c7; --good: #1a7340; --bad: #b3261e;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #131416; --card: #1d1f22; --line: #33363b; --text: #ececea; --soft: #a0a39f;
-    --accent: #8fb0ff; --good: #6fd197; --bad: #ff8f86;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 80rem;
-  background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
-}
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; line-height: 1.35; margin: 0 0 .6rem; }
 .summary { margin: .25rem 0 0; color: var(--soft); overflow-wrap: anywhere; }
 section {

@@ -89,7 +89,7 @@ def of_answer(
 def page(title: str, sections: Sequence[Section], summary: Sequence[str] = ()) -> str:
     """The whole page; `summary` are lines under its title."""
     views = [_view(number, section) for number, section in enumerate(sections, start=1)]
-    return _template().render(title=title, summary=summary, sections=views)
+    return template(_PAGE).render(title=title, summary=summary, sections=views)
 
 
 # ---------------------------------------------------------------- what the template is given
@@ -146,16 +146,18 @@ def _picture_view(name: str, picture: Picture) -> dict[str, str]:
 
 
 @cache
-def _template() -> Template:
+def template(source: str) -> Template:
+    """A page that stands alone, from all that follows `_HEAD`; what is filled in is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(_PAGE)
+    return environment.from_string(_HEAD + source)
 
 
-_PAGE = """\
+# Of every page: it asks for nothing from elsewhere, and follows the reader's light or dark.
+_HEAD = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -164,7 +166,6 @@ _PAGE = """\
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
 <style>
 :root {
   --page: #f5f5f3; --card: #ffffff; --line: #dfdfda; --text: #1c1c1a; --soft: #66665f;
@@ -183,6 +184,12 @@ body {
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
 }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
+</style>
+"""
+
+_PAGE = """\
+<title>{{ title }}</title>
+<style>
 h2 { font-size: 1.2rem; line-height: 1.35; margin: 0; overflow-wrap: anywhere; }
 h3 { font-size: .95rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 a { color: var(--accent); }

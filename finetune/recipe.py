@@ -16,6 +16,7 @@ from dataclasses import Field, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.shelf import DEFAULT_FOLDER
 from vidqa.config import SETTINGS, read_config
 from vidqa.errors import UsageError
 from vidqa.fields import check_bounds, convert, flag_in, setting, table_of
@@ -148,9 +149,7 @@ class Recipe:
     loader_workers: int = setting(
         0, "Processes that prepare batches; 0: the training itself.", minimum=0, maximum=64
     )
-    cache: Path = setting(
-        Path("~/.cache/vidqa/frames").expanduser(), "Folder of the frames decoded.", kind=Path
-    )
+    cache: Path = setting(DEFAULT_FOLDER.expanduser(), "Folder of the frames decoded.", kind=Path)
     cache_gib: float = setting(
         20.0, "Size of that folder, at most; 0: none.", minimum=0.0, maximum=100_000.0
     )

@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+DEFAULT_FOLDER = Path("~/.cache/vidqa/frames")
 DEFAULT_MAX_BYTES = 20 * 2**30
 
 _SUFFIX = ".pictures"

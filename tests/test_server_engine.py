@@ -50,6 +50,18 @@ async def becomes(answerer: Answerer, state: str) -> None:
             await asyncio.sleep(0.005)
 
 
+def giving(answers: list[Endpoint | Exception]) -> Callable[[OnStage], Endpoint]:
+    """Connects to one after the other, and takes it out of the list."""
+
+    def connect(tell: OnStage) -> Endpoint:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return connect
+
+
 def test_an_endpoint_is_reached_and_named() -> None:
     async def body(answerer: Answerer) -> None:
         await becomes(answerer, "ready")
@@ -109,15 +121,9 @@ def test_an_adapter_that_was_trained_again_is_loaded_without_a_pause() -> None:
     answers: list[Endpoint | Exception] = []
     said: list[str] = []
 
-    def connect(tell: OnStage) -> Endpoint:
-        found = answers.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
-
     async def run() -> None:
         answerer = Answerer(
-            connect,
+            giving(answers),
             Metrics(),
             on_change=lambda state, detail: said.append(state),
             has_changed=lambda: changes.pop(0) if changes else False,
@@ -147,15 +153,9 @@ def test_an_adapter_that_is_not_there_is_asked_for_until_it_is(is_unloaded: bool
     changes = [not is_unloaded]
     answers: list[Endpoint | Exception] = []
 
-    def connect(tell: OnStage) -> Endpoint:
-        found = answers.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
-
     async def run() -> None:
         answerer = Answerer(
-            connect,
+            giving(answers),
             Metrics(),
             has_changed=lambda: changes.pop(0) if changes else False,
             look_seconds=0.02,

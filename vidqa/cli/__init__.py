@@ -26,6 +26,7 @@ from vidqa.cli.engine import engine_app
 from vidqa.cli.finetune import finetune_app
 from vidqa.cli.ground import GROUND_SETTINGS, BoxFormat, ground, save_all
 from vidqa.cli.infer import INFER_SETTINGS, infer
+from vidqa.cli.rows import tell_tenths
 from vidqa.command import FAILED, Run, command_group, tell, verb
 from vidqa.errors import UsageError
 
@@ -561,18 +562,12 @@ def evaluate(
             ingest_options(settings),
             ask_options(settings),
             film_count=films,
-            on_progress=lambda stage, done, total: _tell_tenths(run, stage, done, total),
+            on_progress=functools.partial(tell_tenths, run),
         )
     if run.json:
         run.emit(suite_json(suite, found.figures))
     else:
         run.say("\n".join(suite_lines(found.figures)))
-
-
-def _tell_tenths(run: Run, stage: str, done: int, total: int) -> None:
-    """A line whenever another tenth of a stage is done."""
-    if done * 10 // total != (done - 1) * 10 // total:
-        run.note(f"{stage}: {done} of {total}")
 
 
 def main() -> None:

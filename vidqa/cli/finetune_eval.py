@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from finetune.shelf import DEFAULT_FOLDER
 from vidqa.cli.finetune import finetune_app
-from vidqa.cli.rows import CACHE, ROW_SETTINGS, AtOnce, Cache, Data, Format
+from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format
 from vidqa.command import FAILED, Run, verb
 from vidqa.errors import UsageError
 
@@ -44,7 +45,7 @@ def evaluate(
     ] = None,
     format: Format = None,
     at_once: AtOnce = 8,
-    cache: Cache = CACHE,
+    cache: Cache = DEFAULT_FOLDER,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the intervals.")] = 0,
 ) -> None:
     """Let base and adapter answer held-out questions, and compare them with 95 % intervals.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vidqa.cli.rows import CACHE, ROW_SETTINGS, AtOnce, Cache, Data, Format
+from finetune.shelf import DEFAULT_FOLDER
+from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format
 from vidqa.command import FAILED, Run
 from vidqa.errors import UsageError
 
@@ -35,7 +36,7 @@ def infer(
     ] = None,
     format: Format = None,
     at_once: AtOnce = 8,
-    cache: Cache = CACHE,
+    cache: Cache = DEFAULT_FOLDER,
 ) -> None:
     """Ask every row of a data file, many at once; or merge an adapter into a model of its own.
 

@@ -35,7 +35,6 @@ ROW_SETTINGS = (
     "adapters",
     "hub",
 )
-CACHE = Path("~/.cache/vidqa/frames")
 
 Data = Annotated[
     list[Path],

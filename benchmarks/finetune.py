@@ -127,6 +127,8 @@ def made_up_model() -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+    from finetune.recipe import LANGUAGE_TARGETS
+
     torch.manual_seed(0)
     config = Qwen2VLConfig(
         text_config={
@@ -146,8 +148,8 @@ def made_up_model() -> Any:
         tie_word_embeddings=True,
     )
     model = Qwen2VLForConditionalGeneration(config)
-    targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-    return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets))
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=LANGUAGE_TARGETS)
+    return get_peft_model(model, lora)
 
 
 def step(tokens: int, kept: int) -> dict[str, float]:

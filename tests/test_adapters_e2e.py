@@ -11,8 +11,9 @@ import pytest
 from engine_fixture import small_engine
 from serve_fixture import Films, Served, serving
 from test_engine_e2e import asked, shown, transformers_answer
-from tiny_models import VISION, make_lora
+from tiny_models import make_lora
 
+from finetune.recipe import VISION_TARGETS
 from vidqa import adapters
 from vidqa.adapter_fit import check_base, servable
 from vidqa.adapter_weights import base_digest
@@ -136,7 +137,7 @@ def test_it_is_unloaded_and_loaded_while_the_engine_runs(
 def test_the_vision_tower_is_changed_by_an_engine_that_allows_it(
     tiny_answerer: Path, engine_folder: Path, made: Callable[..., Path]
 ) -> None:
-    adapter = servable(made("vision", targets=VISION))
+    adapter = servable(made("vision", targets=VISION_TARGETS))
     check_base(adapter, tiny_answerer, "tiny")
     assert adapter.vision
     plain = ensure_engine(small_engine(tiny_answerer).allowing(16), engine_folder)

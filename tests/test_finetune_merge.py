@@ -10,10 +10,9 @@ import pytest
 from tiny_models import make_answerer
 
 from finetune.merge import MERGED, look_of, merge
+from finetune.recipe import LANGUAGE_TARGETS
 from vidqa.adapters import AdapterCard, write
 from vidqa.errors import ModelError, UsageError
-
-LANGUAGE = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def make_adapter(base: Path, folder: Path, *, spread: float = 0.05, **options: A
     import torch
     from peft import LoraConfig, get_peft_model
 
-    chosen = {"r": 4, "lora_alpha": 12, "target_modules": LANGUAGE} | options
+    chosen = {"r": 4, "lora_alpha": 12, "target_modules": LANGUAGE_TARGETS} | options
     adapted = get_peft_model(model, LoraConfig(**chosen))
     torch.manual_seed(1)
     with torch.no_grad():
@@ -124,7 +123,7 @@ def test_a_merged_model_keeps_the_adapters_look(base: Path, adapter: Path, tmp_p
     copy.mkdir()
     for file in adapter.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    write(copy, AdapterCard(name="birds", base_model="my/base", rank=4, alpha=12, targets=LANGUAGE,
+    write(copy, AdapterCard(name="birds", base_model="my/base", rank=4, alpha=12, targets="",
                             look={"max_frames": 4}))  # fmt: skip
     assert look_of(merge(base, copy, tmp_path / "merged")) == {"max_frames": 4}
     assert look_of(base) == {}
@@ -182,7 +181,7 @@ def test_pickled_weights_and_hidden_files_are_not_copied(
 
 def test_an_adapter_of_another_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
     other = make_answerer(tmp_path / "other-vl", "qwen2-vl-tiny", seed=5)
-    card = AdapterCard(name="birds", base_model="my/base", rank=4, alpha=12, targets=LANGUAGE,
+    card = AdapterCard(name="birds", base_model="my/base", rank=4, alpha=12, targets="",
                        base_digest="0" * 32, base_model_type="qwen2_vl")  # fmt: skip
     copy = tmp_path / "birds"
     copy.mkdir()

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune.recipe import LANGUAGE_TARGETS
+
 SPECIAL_TOKENS = (
     "<|im_start|>",
     "<|im_end|>",
@@ -216,11 +218,7 @@ def _scatter(model: Any) -> None:
                 weight.normal_(0, spread)
 
 
-LANGUAGE = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-VISION = r".*visual.*\.(qkv|proj|fc1|fc2|mlp\.0|mlp\.2)"
-
-
-def make_lora(base: Path, folder: Path, targets: str = LANGUAGE, **config: Any) -> Path:
+def make_lora(base: Path, folder: Path, targets: str = LANGUAGE_TARGETS, **config: Any) -> Path:
     """Writes a LoRA adapter of a model, made and saved by PEFT, with random weights.
 
     `seed` chooses them, `spread` is how large those of B are, `rename` changes their names.

@@ -5,12 +5,11 @@
 Weight files are rewritten one by one under their own names, keys and types, W + scale * B A in
 float32, and everything else of the base's folder is copied. So whatever loads the base loads the
 result: vLLM, transformers, llama.cpp's converters. No model is built, and no more memory is used
-than the largest file takes twice. `merged.json` says what it was made of.
+than the largest file takes twice. `vidqa.json` says what it was made of.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidqa import model_card
 from vidqa.adapter_fit import Servable, check_base, servable
 from vidqa.adapter_weights import base_digest, canonical, lora_part
 from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, read_config
 from vidqa.errors import ModelError, UsageError
+from vidqa.model_card import ModelCard
+from vidqa.weights import revision_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MERGED = "merged.json"
 
 # Weights in other forms, which would be stale beside the merged ones.
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
@@ -71,9 +71,7 @@ def merge(
             _write(file, draft / file.name, targets)
             on_file(done, len(files))
         _copy_rest(base, draft)
-        (draft / MERGED).write_text(
-            json.dumps(_origin(looked_through.card, base), indent=2) + "\n", "utf-8"
-        )
+        model_card.write(draft, _card(looked_through.card, base))
         if output.exists():
             output.rmdir()
         draft.replace(output)
@@ -83,23 +81,19 @@ def merge(
     return output
 
 
-def _origin(card: AdapterCard, base: Path) -> dict[str, Any]:
-    return {
-        "adapter": card.name,
-        "base_model": card.base_model or str(base),
-        "base_digest": base_digest(base),
-        "look": dict(card.look),
-        "box_family": card.box_family,
-    }
-
-
-def look_of(model: Path) -> dict[str, Any]:
-    """The look of the adapter that was merged into a model; empty for any other model."""
-    try:
-        told = json.loads((model / MERGED).read_text(encoding="utf-8"))
-        return dict(told["look"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def _card(card: AdapterCard, base: Path) -> ModelCard:
+    return ModelCard(
+        base_model=card.base_model or str(base),
+        base_digest=base_digest(base),
+        base_revision=revision_of(base),
+        adapter=card.name,
+        look=card.look,
+        box_family=card.box_family,
+        data=card.data,
+        versions=card.versions,
+        metrics=card.metrics,
+        created=card.created,
+    )
 
 
 # ---------------------------------------------------------------- the adapter

@@ -55,10 +55,11 @@ from finetune.run_folder import (
     write_run,
 )
 from finetune.shelf import Shelf
-from vidqa import adapters
+from vidqa import adapters, model_card
 from vidqa.boxes import family_of
 from vidqa.errors import MissingExtra, NothingFound, UsageError
-from vidqa.weights import find_weights
+from vidqa.model_card import ModelCard
+from vidqa.weights import find_weights, revision_of
 
 if TYPE_CHECKING:
     from finetune.fit import Fitted
@@ -440,7 +441,9 @@ def _finish(order: Order, prepared: Prepared, outcome: Outcome) -> None:
     from finetune.training_report import TrainingReport, draw_curves, page
 
     output = order.output
-    if not order.recipe.full:
+    if order.recipe.full:
+        model_card.write(output, ModelCard(**_made_of(order, prepared, outcome)))
+    else:
         adapters.write(output, card(order, prepared, outcome))
     lines = read_log(output)
     picture = output / "loss.png"
@@ -484,28 +487,36 @@ def _finish(order: Order, prepared: Prepared, outcome: Outcome) -> None:
 
 def card(order: Order, prepared: Prepared, outcome: Outcome) -> adapters.AdapterCard:
     """What `adapter.json` tells of the adapter."""
-    from vidqa.adapter_weights import base_digest
-
     recipe = order.recipe
     config = adapters.read_config(order.output)
     base = json.loads((prepared.folder / "config.json").read_text(encoding="utf-8"))
     targets = config["target_modules"]
     return adapters.AdapterCard(
         name=order.output.absolute().name,
-        base_model=order.model,
-        base_digest=base_digest(prepared.folder),
         base_model_type=str(base.get("model_type", "")),
         rank=recipe.rank,
         alpha=recipe.alpha,
         targets=targets if isinstance(targets, str) else tuple(sorted(targets)),
-        look=asdict(look_of(recipe)),
-        box_family=prepared.encoder.family,
-        data=prepared.files,
-        versions=versions(),
-        metrics={"before": outcome.before, "after": outcome.after},
         trains_vision=recipe.train_vision,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **_made_of(order, prepared, outcome),
     )
+
+
+def _made_of(order: Order, prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
+    """What an adapter and a whole model both tell of themselves."""
+    from vidqa.adapter_weights import base_digest
+
+    return {
+        "base_model": order.model,
+        "base_digest": base_digest(prepared.folder),
+        "base_revision": revision_of(prepared.folder),
+        "look": asdict(look_of(order.recipe)),
+        "box_family": prepared.encoder.family,
+        "data": prepared.files,
+        "versions": versions(),
+        "metrics": {"before": outcome.before, "after": outcome.after},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -523,10 +534,9 @@ def commands(order: Order) -> tuple[str, ...]:
     output, recipe = order.output, order.recipe
     where = shlex.quote(str(output))
     if recipe.full:
-        shown = f"--frames {recipe.max_frames} --max-pixels {recipe.max_pixels}"
         return (
-            f"vidqa ask --model {where} {shown} 'your question'",
-            f"vidqa serve --model {where} {shown}",
+            f"vidqa ask --model {where} 'your question'",
+            f"vidqa serve --model {where}",
             f"vllm serve {where}",
         )
     model, name = shlex.quote(order.model), output.absolute().name

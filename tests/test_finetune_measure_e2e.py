@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from media import three_shots
 from test_finetune_merge import make_adapter
 
-from finetune.merge import MERGED
+from vidqa.model_card import CARD
 
 pytestmark = pytest.mark.e2e
 
@@ -106,7 +106,7 @@ def test_base_adapter_and_merged_model_answer_a_file_of_rows(vidqa: Any, place: 
 
     done = vidqa("infer", *rows, "--adapter", "birds", "--merge", "merged", "--output", "m.jsonl")
     assert done.returncode == 0, done.stderr
-    assert (place / "merged" / MERGED).is_file()
+    assert (place / "merged" / CARD).is_file()
     assert texts(place / "m.jsonl") == adapted
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from tiny_models import make_answerer
 
-from finetune.merge import MERGED, look_of, merge
+from finetune.merge import merge
 from finetune.recipe import LANGUAGE_TARGETS
 from vidqa.adapters import AdapterCard, write
 from vidqa.errors import ModelError, UsageError
+from vidqa.model_card import CARD, look_of
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_files_keys_and_types_are_those_of_the_base(
         if file.suffix != ".safetensors" and not (half / file.name).exists():
             (half / file.name).write_bytes(file.read_bytes())
     merged = merge(half, adapter, tmp_path / "merged")
-    assert {one.name for one in merged.iterdir()} == {one.name for one in half.iterdir()} | {MERGED}
+    assert {one.name for one in merged.iterdir()} == {one.name for one in half.iterdir()} | {CARD}
     assert len(list(merged.glob("*.safetensors"))) > 1
     before, after = tensors_of(half), tensors_of(merged)
     assert before.keys() == after.keys()
@@ -112,7 +113,7 @@ def test_files_keys_and_types_are_those_of_the_base(
 
 
 def test_the_folder_says_what_it_was_made_of(base: Path, adapter: Path, tmp_path: Path) -> None:
-    told = json.loads((merge(base, adapter, tmp_path / "merged") / MERGED).read_text())
+    told = json.loads((merge(base, adapter, tmp_path / "merged") / CARD).read_text())
     assert told["adapter"] == "birds"
     assert told["base_model"] == str(base)
     assert len(told["base_digest"]) == 32
@@ -125,8 +126,8 @@ def test_a_merged_model_keeps_the_adapters_look(base: Path, adapter: Path, tmp_p
         (copy / file.name).write_bytes(file.read_bytes())
     write(copy, AdapterCard(name="birds", base_model="my/base", rank=4, alpha=12, targets="",
                             look={"max_frames": 4}))  # fmt: skip
-    assert look_of(merge(base, copy, tmp_path / "merged")) == {"max_frames": 4}
-    assert look_of(base) == {}
+    assert look_of(str(merge(base, copy, tmp_path / "merged"))) == {"max_frames": 4}
+    assert look_of(str(base)) == {}
 
 
 def test_a_folder_that_is_there_is_not_written_into(
@@ -163,7 +164,7 @@ def test_the_folder_that_we_are_in_can_be_merged_into(
 ) -> None:
     (tmp_path / "merged").mkdir()
     monkeypatch.chdir(tmp_path / "merged")
-    assert (merge(base, adapter, Path()) / MERGED).is_file()
+    assert (merge(base, adapter, Path()) / CARD).is_file()
 
 
 def test_pickled_weights_and_hidden_files_are_not_copied(
@@ -176,7 +177,7 @@ def test_pickled_weights_and_hidden_files_are_not_copied(
     for name in ("pytorch_model.bin", ".gitattributes", "pytorch_model.bin.index.json"):
         (copy / name).write_text("old")
     names = {one.name for one in merge(copy, adapter, tmp_path / "merged").iterdir()}
-    assert names == {one.name for one in base.iterdir()} | {MERGED}
+    assert names == {one.name for one in base.iterdir()} | {CARD}
 
 
 def test_an_adapter_of_another_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:

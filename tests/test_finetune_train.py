@@ -43,7 +43,7 @@ from finetune.train import (
     train,
 )
 from finetune.training_report import TrainingReport, draw_curves, page, smoothed
-from vidqa import adapters
+from vidqa import adapters, model_card
 from vidqa.cli import app
 from vidqa.errors import UsageError, VidqaError
 
@@ -182,6 +182,7 @@ def test_a_whole_model_that_was_trained_loads_as_the_base_does(data: Path, tmp_p
     assert changed
     assert all("visual" not in name for name in changed)
     assert f"vidqa ask --model {output}" in result.stdout
+    assert model_card.look_of(str(output))["max_frames"] == 12
 
 
 # ---------------------------------------------------------------- what it refuses

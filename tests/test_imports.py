@@ -19,7 +19,7 @@ LAYERS = [
     {"adapters", "adapter_weights"}
     | {"boxes", "children", "compat", "containers", "database", "engine_gate", "engine_log"}
     | {"fields", "picture_files"},
-    {"drawing", "engine_options", "pictures"},
+    {"drawing", "engine_options", "model_card", "pictures"},
     {"adapter_fit"}
     | {"clips", "config", "conversation", "discover", "embed", "engine", "frames", "index", "probe"}
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from adapter_parts import make_adapter
 from fakes import FakeEmbedder
 
+from vidqa import model_card
 from vidqa.config import Settings
 from vidqa.errors import ConfigError, ModelError, UsageError
-from vidqa.wiring import ChosenAdapter, OnDemand, choose_adapter, endpoint, with_look
+from vidqa.model_card import ModelCard
+from vidqa.wiring import ChosenAdapter, OnDemand, as_trained, choose_adapter, endpoint, with_look
 
 
 def test_an_embedder_that_many_threads_use_first_is_loaded_once() -> None:
@@ -72,6 +75,31 @@ def test_an_adapter_is_shown_what_it_was_trained_to_see_unless_the_user_says_mor
     seen = with_look(chosen, look)
     assert (seen.max_frames, seen.max_pixels) == (10, 56 * 56)
     assert with_look(chosen, {}) is chosen
+
+
+def test_a_model_that_was_tuned_here_says_itself_how_it_wants_to_see(tmp_path: Path) -> None:
+    model_card.write(tmp_path, ModelCard("base", look={"max_frames": 6, "max_pixels": 50_000}))
+    tuned = Settings(model=str(tmp_path))
+    assert (as_trained(tuned).max_frames, as_trained(tuned).max_pixels) == (6, 50_000)
+    few = ChosenAdapter("few", tmp_path, {"max_frames": 2})
+    assert (as_trained(tuned, few).max_frames, as_trained(tuned, few).max_pixels) == (2, 50_000)
+    chosen = replace(tuned, max_frames=9, given=frozenset({"max_frames"}))
+    assert as_trained(chosen, few).max_frames == 9
+    assert as_trained(replace(tuned, base_url="http://127.0.0.1:1")).max_frames == tuned.max_frames
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON .*; remove it to do without"),
+        ('{"look": 4}', "its look is 4, no mapping; remove it to do without"),
+        ('{"look": {"max_frames": "4"}}', "max_frames is '4', and a whole number is wanted"),
+    ],
+)
+def test_a_damaged_card_of_a_model_is_named(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / model_card.CARD).write_text(content)
+    with pytest.raises(ModelError, match=message):
+        as_trained(Settings(model=str(tmp_path)))
 
 
 def test_a_look_out_of_bounds_is_an_error() -> None:

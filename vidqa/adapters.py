@@ -38,6 +38,7 @@ _LOOK: dict[str, tuple[Any, str]] = {
     "max_pixels": (int, "a whole number"),
     "sample_fps": (int | float, "a number"),
 }
+_TEXTS = ("base_model", "base_digest", "base_revision", "base_model_type", "box_family", "created")
 NAME_RULE = "letters, digits, dots, dashes and underscores, a letter or digit first"
 
 
@@ -55,7 +56,8 @@ class AdapterCard:
     """What an adapter is, was made from, and how it wants to be shown videos.
 
     `base_model` is the model as it was named in training, a name on the hub or a folder;
-    `base_digest` is `adapter_weights.base_digest` of its weights, empty where it is not known.
+    `base_digest` is `adapter_weights.base_digest` of its weights, `base_revision` the hub's name of
+    the version; empty where it is not known.
     `targets` are module names or one regular expression, as PEFT has them. `look` is what of the
     recipe decides pixels and prompt (`finetune.layout.Look` as a mapping: layout, cite, max_frames,
     max_pixels, sample_fps). `metrics` has "before" and "after". `created` is a time in ISO form.
@@ -67,6 +69,7 @@ class AdapterCard:
     alpha: float
     targets: str | tuple[str, ...]
     base_digest: str = ""
+    base_revision: str = ""
     base_model_type: str = ""
     look: Mapping[str, Any] = field(default_factory=dict)
     box_family: str = ""
@@ -146,15 +149,21 @@ def _read_card(folder: Path) -> dict[str, Any]:
         told["metrics"] = {name: dict(values) for name, values in told["metrics"].items()}
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: not a card of vidqa's ({error}); {_mend(path)}") from error
-    for one, (kind, words) in _LOOK.items():
-        value = told["look"].get(one)
-        mistaken = isinstance(value, bool) and kind is not bool  # which Python takes for numbers
-        if mistaken or not isinstance(value, kind | None):
-            raise ModelError(f"{path}: {one} is {value!r}, and {words} is wanted; {_mend(path)}")
-    for one in ("base_model", "base_digest", "base_model_type", "box_family", "created"):
+    checked_look(path, told["look"])
+    for one in _TEXTS:
         if not isinstance(told.get(one, ""), str):
             raise ModelError(f"{path}: {one} is {told[one]!r}, and text is wanted; {_mend(path)}")
     return told
+
+
+def checked_look(path: Path, look: dict[str, Any]) -> dict[str, Any]:
+    """The look that a card tells of. Raises ModelError where a value in it is of another kind."""
+    for one, (kind, words) in _LOOK.items():
+        value = look.get(one)
+        mistaken = isinstance(value, bool) and kind is not bool  # which Python takes for numbers
+        if mistaken or not isinstance(value, kind | None):
+            raise ModelError(f"{path}: {one} is {value!r}, and {words} is wanted; {_mend(path)}")
+    return look
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -182,8 +191,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _mend(path: Path) -> str:
-    what = "remove it to take the adapter for what PEFT says" if path.name == CARD else ""
-    return what or "save the adapter again with PEFT"
+    if path.name == CARD:
+        return "remove it to take the adapter for what PEFT says"
+    if path.name == CONFIG:
+        return "save the adapter again with PEFT"
+    return "remove it to do without"
 
 
 def whole(value: Any) -> int:

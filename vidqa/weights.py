@@ -48,6 +48,11 @@ def find_weights(
     return _checked(fetch(name, revision or None, on_stage))
 
 
+def revision_of(folder: Path) -> str:
+    """The version of weights that came from Hugging Face's hub, a commit; empty for any others."""
+    return folder.name if folder.parent.name == "snapshots" else ""
+
+
 def _is_hub_name(model: str) -> bool:
     owner, slash, name = model.partition("/")
     return bool(slash and owner and name) and "/" not in name and not model.startswith((".", "~"))

@@ -201,6 +201,17 @@ def with_look(settings: Settings, look: Mapping[str, Any]) -> Settings:
     return replace(settings, **wanted) if wanted else settings
 
 
+def as_trained(settings: Settings, adapter: ChosenAdapter | None = None) -> Settings:
+    """The settings as the adapter wants them, or the model itself where it was tuned here.
+
+    Raises ConfigError for a look that no setting allows, ModelError for a damaged `vidqa.json`.
+    """
+    from vidqa.model_card import look_of
+
+    look = {} if settings.base_url else look_of(settings.model)
+    return with_look(settings, {**look, **(adapter.look if adapter else {})})
+
+
 def endpoint(
     settings: Settings,
     on_stage: OnStage = lambda stage: None,

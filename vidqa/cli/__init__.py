@@ -248,7 +248,7 @@ def ask(
     from vidqa.wiring import sight as sight_of
 
     chosen = None if adapter is None else wiring.choose_adapter(run.settings, adapter)
-    settings = wiring.with_look(run.settings, chosen.look) if chosen else run.settings
+    settings = wiring.as_trained(run.settings, chosen)
     options = ask_options(settings, filters=Filters(video=video), where=where, whole=whole)
     sight = sight_of(settings, box_format) if ground or phrases else None
     client = functools.cache(lambda: connect(settings, run.note, chosen))
@@ -538,18 +538,18 @@ def evaluate(
     from vidqa.demo.evaluate import run as measure
     from vidqa.output import suite_json, suite_lines
     from vidqa.wiring import (
+        as_trained,
         ask_options,
         choose_adapter,
         connect,
         ingest_options,
         open_library,
-        with_look,
     )
 
     if suite != "playground":
         raise UsageError(f"--suite {suite}: no such suite; there is playground")
     chosen = None if adapter is None else choose_adapter(run.settings, adapter)
-    settings = with_look(run.settings, chosen.look) if chosen else run.settings
+    settings = as_trained(run.settings, chosen)
     # Nothing else may be in the library that is searched.
     settings = replace(settings, index=settings.index / "eval")
     library, embedder = open_library(settings, create=True)

@@ -78,14 +78,14 @@ def ground(
     from vidqa.ground import ground as locate
     from vidqa.output import check_picture, grounded_json, grounded_lines, missing_line
     from vidqa.vlm import Sampling
-    from vidqa.wiring import choose_adapter, connect, sight, with_look
+    from vidqa.wiring import as_trained, choose_adapter, connect, sight
 
     if output is not None:
         check_picture(output)
     found_video, library = _video(run, video)
     still = still_at(found_video, at, library)
     chosen = None if adapter is None else choose_adapter(run.settings, adapter)
-    settings = with_look(run.settings, chosen.look) if chosen else run.settings
+    settings = as_trained(run.settings, chosen)
     seen_by = sight(settings, box_format)
     sampling = Sampling(max_tokens=settings.max_tokens, skip_special_tokens=False)
     options = GroundOptions(max_pixels=settings.max_pixels, sampling=sampling)

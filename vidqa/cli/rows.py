@@ -126,18 +126,20 @@ def _only_model(open_client: OpenClient) -> str:
 
 
 def _look(run: Run, card: AdapterCard | None) -> Look:
-    """The look of the adapter, or of one merged into the model, else that of the settings; what the
-    user chose beats all of them."""
+    """The look of the adapter, or of a model that was tuned here, else that of the settings.
+
+    What the user chose beats all of them.
+    """
     from dataclasses import fields, replace
 
     from finetune.layout import Look
-    from finetune.merge import look_of
+    from vidqa.model_card import look_of
 
     names: tuple[str, ...] = ("max_frames", "max_pixels", "sample_fps")
     if "frames_per_moment" in run.settings.given:  # else a row may show all of its frames
         names += ("frames_per_moment",)
     own = {name: getattr(run.settings, name) for name in names}
-    wanted = look_of(Path(run.settings.model)) if card is None else card.look
+    wanted = look_of(run.settings.model) if card is None else card.look
     if not wanted:
         return Look(**own)
     known = {one.name for one in fields(Look)}

@@ -26,7 +26,7 @@ from vidqa.server.engine import Answerer
 from vidqa.server.errors import ApiError
 from vidqa.server.metrics import Metrics
 from vidqa.server.queues import Queue
-from vidqa.wiring import with_look
+from vidqa.wiring import as_trained, with_look
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,9 +83,9 @@ class Gateway:
         metrics: Metrics,
         adapters: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = as_trained(settings)
         self._settings = {
-            name: with_look(settings, look) for name, look in (adapters or {}).items()
+            name: with_look(self.settings, look) for name, look in (adapters or {}).items()
         }
         self.answerer = answerer
         self.metrics = metrics

@@ -3,7 +3,8 @@
     run.json        the recipe, the model and the data of the run: what `--resume` compares with
     checkpoints/    checkpoint-STEP folders; one counts once `whole` is in it
     log.jsonl       a line of the log each
-    metrics.json  loss.png  report.html  tensorboard/
+    loss.png  report.html  training.json  tensorboard/
+    validation.jsonl  the rows that were split off
     and at the end  the adapter, or the whole model
 
 Knows nothing of models.

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 _VERSIONS = ("vidqa", "torch", "transformers", "peft", "accelerate")
 _PROBLEMS_NAMED = 5
 _SAVING = "saving"
+VALIDATION = "validation.jsonl"
 # What beside the weights makes a folder a model that vLLM loads.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
@@ -358,6 +359,8 @@ def train(
             return outcome
         on_stage(f"saving to {order.output}")
         _save(order, prepared, fitted)
+        if first:
+            _keep_validation(order, prepared)
         outcome = replace(outcome, commands=commands(order), notes=notes(order))
         if first:
             _finish(order, prepared, outcome)
@@ -434,6 +437,15 @@ def _save(order: Order, prepared: Prepared, fitted: Fitted) -> None:
         one.chmod(0o644)
         one.replace(order.output / one.name)
     draft.rmdir()
+
+
+def _keep_validation(order: Order, prepared: Prepared) -> None:
+    """The rows that were split off the data: nobody else knows which these are."""
+    from finetune.formats import write
+
+    rows = [one.row for one in prepared.held_out_plan.used]
+    if rows and not order.eval_data:
+        write(rows, order.output / VALIDATION, "vidqa")
 
 
 def _finish(order: Order, prepared: Prepared, outcome: Outcome) -> None:
@@ -533,15 +545,23 @@ def commands(order: Order) -> tuple[str, ...]:
     """The exact commands that use what was made."""
     output, recipe = order.output, order.recipe
     where = shlex.quote(str(output))
+    kept = output / VALIDATION
+    files = order.eval_data or ([kept] if kept.exists() else [])
+    measured_on = "".join(f" --data {shlex.quote(str(one))}" for one in files)
     if recipe.full:
+        results = shlex.quote(str(output / "evaluation"))
+        measure = f"vidqa finetune eval --model {where}{measured_on} --output {results}"
         return (
+            *([measure] if files else []),
             f"vidqa ask --model {where} 'your question'",
             f"vidqa serve --model {where}",
             f"vllm serve {where}",
         )
     model, name = shlex.quote(order.model), output.absolute().name
+    measure = f"vidqa finetune eval --model {model} --adapter {where}{measured_on}"
     vision = " --enable-tower-connector-lora" if recipe.train_vision else ""
     return (
+        *([measure] if files else []),
         f"vidqa ask --model {model} --adapter {where} 'your question'",
         f"vidqa serve --model {model} --adapter {name}={where}",
         f"vidqa infer --model {model} --adapter {where} --data FILE",

@@ -119,6 +119,19 @@ def test_a_run_prints_its_plan_and_then_how_to_use_what_it_made(
     assert "step 1/2  loss" in result.stderr
 
 
+def test_the_rows_that_were_held_out_are_kept_and_named_in_the_command_that_measures(
+    trained: tuple[Path, Result], data: Path
+) -> None:
+    from finetune.formats import read
+
+    output, result = trained
+    kept = output / "validation.jsonl"
+    assert f"vidqa finetune eval --model {TINY} --adapter {output} --data {kept}" in result.stdout
+    rows, given = read(kept), {row.media[0].paths[0] for row in read(data)}
+    assert len(rows) == 2
+    assert {row.media[0].paths[0] for row in rows} < given
+
+
 def test_a_run_leaves_curves_and_a_page_that_stands_alone(trained: tuple[Path, Result]) -> None:
     output, _ = trained
     text = (output / "report.html").read_text()

@@ -139,9 +139,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def compare(told: argparse.Namespace, folder: Path) -> None:
     from vidqa.ask import ask
+    from vidqa.children import usable_cpus
     from vidqa.config import Settings
     from vidqa.engine import stop
-    from vidqa.engine_options import usable_cpus
     from vidqa.ingest import ingest
     from vidqa.select import fitted_size
     from vidqa.weights import find_weights

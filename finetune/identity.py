@@ -1,19 +1,22 @@
-"""Which media are the same: by content, so that a copy under another name is no other video.
+"""Which files are the same: by content, so that a copy under another name is no other video.
 
     identities = Identities()
     identities.of(medium)         equal for equal media
     identities.files(medium)      a key and the path for each of its files
+    file_digest(path)             of a file with rows
 
-A file that cannot be read is known by its path. Content is what `probe.fingerprint` takes for it.
+A medium that cannot be read is known by its path. Content is what `probe.fingerprint` takes for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from finetune.rows import Media
-from vidqa.errors import VideoError
+from vidqa.errors import UsageError, VideoError
 
 
 class Identities:
@@ -44,3 +47,12 @@ class Identities:
 
     def files(self, medium: Media) -> Sequence[tuple[str, str]]:
         return [(self.key(path), path) for path in medium.paths]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises UsageError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; a file with rows is wanted") from error

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any, Protocol
 
 from finetune import scoring
 from finetune.answer_file import Record
+from finetune.identity import file_digest
 from finetune.layout import Look, Shown, messages, picture_size_of
 from finetune.rows import Row
 from vidqa.adapters import CONFIG, WEIGHTS
@@ -224,15 +224,6 @@ def sizes_of(shown: Sequence[Shown]) -> scoring.Sizes:
 
 
 # ---------------------------------------------------------------- what a run follows from
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file, in hex. Raises UsageError."""
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from error
 
 
 def made_by(

@@ -13,7 +13,6 @@ Knows nothing of models.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -53,15 +52,6 @@ class Run:
     format: str | None = None
     media_dir: str | None = None
     finished: int | None = None
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file. Raises UsageError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; --data takes files with rows") from error
 
 
 def read_run(output: Path) -> Run | None:

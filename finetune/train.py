@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.dataset import Encoder, RowDataset, load_processor
+from finetune.identity import file_digest
 from finetune.layout import Look
 from finetune.plan import (
     Budget,
@@ -46,7 +47,6 @@ from finetune.run_folder import (
     Run,
     check_output,
     check_same,
-    file_digest,
     locked,
     read_log,
     read_run,
@@ -57,6 +57,7 @@ from finetune.run_folder import (
 from finetune.shelf import Shelf
 from vidqa import adapters, model_card
 from vidqa.boxes import family_of
+from vidqa.children import usable_cpus
 from vidqa.errors import MissingExtra, NothingFound, UsageError
 from vidqa.model_card import ModelCard
 from vidqa.weights import find_weights, revision_of
@@ -289,7 +290,7 @@ def _check_used(plan: Plan, nothing: str) -> None:
 
 def _readers() -> int:
     """Processes that read videos beside a training process; several of those share the cores."""
-    return max(1, ((os.cpu_count() or 2) - 1) // int(os.environ.get("WORLD_SIZE", "1")))
+    return max(1, (usable_cpus() - 1) // int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _read(order: Order, paths: Sequence[Path]) -> tuple[list[Row], list[adapters.DataFile]]:

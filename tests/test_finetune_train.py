@@ -16,6 +16,7 @@ from media import make_film, shot
 from training_parts import TINY
 from typer.testing import CliRunner, Result
 
+from finetune.identity import file_digest
 from finetune.progress import duration, line_text
 from finetune.recipe import Recipe
 from finetune.run_folder import (
@@ -23,7 +24,6 @@ from finetune.run_folder import (
     check_output,
     check_same,
     cut_log,
-    file_digest,
     last_checkpoint,
     locked,
     mark_whole,

@@ -1,4 +1,4 @@
-"""What the child processes of vidqa have in common: start, environment, their end, its name.
+"""What the child processes of vidqa have in common: start, number, environment, end, name.
 
 What is said to one, and what it does, is its own module's. Nothing heavy is imported.
 """
@@ -31,6 +31,13 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def usable_cpus() -> int:
+    """The processors that this process may use; fewer than there are, in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def start(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidqa import __version__
+from vidqa.children import usable_cpus
 from vidqa.config import Settings, card_memory_gib
 from vidqa.errors import VidqaError
 
@@ -95,8 +96,9 @@ def _python(settings: Settings) -> Iterator[Finding]:
 
 def _processor(settings: Settings) -> Iterator[Finding]:
     features = _cpu_features()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{platform.machine()}, {cores} cores, {', '.join(features) or 'features unknown'}"
+    found = (
+        f"{platform.machine()}, {usable_cpus()} cores, {', '.join(features) or 'features unknown'}"
+    )
     if platform.machine() in ("x86_64", "AMD64") and features and "avx2" not in features:
         mend = "answer elsewhere: vidqa ask --base-url URL"
         yield Finding("processor", "note", f"{found}; vLLM wants AVX2", mend)

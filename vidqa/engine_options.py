@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from vidqa.children import usable_cpus
 from vidqa.engine_gate import ADAPTERS_VARIABLE
 
 LOOPBACK = "127.0.0.1"
@@ -142,13 +142,6 @@ def server_environment(
         kept["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         kept["OMP_NUM_THREADS"] = str(usable_cpus())
     return kept
-
-
-def usable_cpus() -> int:
-    """The processors that this process may use; fewer than there are, in a container."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def is_cpu_build() -> bool:

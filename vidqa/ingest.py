@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vidqa.children import usable_cpus
 from vidqa.containers import check_file, shown
 from vidqa.discover import find_videos
 from vidqa.errors import LibraryBusy, UsageError, VideoError
@@ -93,8 +94,7 @@ class IngestOptions:
 
     def worker_count(self) -> int:
         """The number of worker processes, at least one."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return self.workers or max(1, min(MAX_DEFAULT_WORKERS, (cores or 1) - 1))
+        return self.workers or max(1, min(MAX_DEFAULT_WORKERS, usable_cpus() - 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@
     DIR/held-out.jsonl       questions of the new types about the held-out films
     DIR/old.jsonl            questions of the old types about them: what may be forgotten
     DIR/pictures/...         drawn scenes of training seeds, one picture each
-    DIR/boxes-train.jsonl    things to be located in those
+    DIR/boxes-train.jsonl    things to be located in those, with old questions about them between
     DIR/boxes-held-out.jsonl things to be located in frames of the held-out films
 
 The new types ask for what the model sees, from the other end: which thing is beside another, which
@@ -34,7 +34,9 @@ FIRST_TRAINING_SEED = 500_000
 FIRST_HELD_OUT_SEED = world.FIRST_HELD_OUT_SEED + 20_000
 SCENES_PER_FILM = 8
 # The share of old questions in training: without any, old answers are forgotten.
-REHEARSED = 0.3
+REHEARSED = 0.5
+# Old questions beside each thing to be located: how the model tells one thing from another.
+ASKED_BESIDE = 0.6
 PICTURE_SIZE = (224, 168)  # twice what tiny-qwen2-vl sees
 
 
@@ -87,7 +89,10 @@ def old_rows(made: Sequence[world.Film], folder: Path, count: int, seed: int = 0
         if kind == "unanswerable":
             asked: questions.Question | None = questions.ask_in_vain(rng, scenes)
         else:
-            asked = questions.ask_about(rng, scenes, kind, rng.randrange(len(scenes)))
+            # Named at any length: of these the suite's questions are, and short ones alone are not
+            # enough to keep them apart from the new types.
+            anchor = rng.randrange(len(scenes))
+            asked = questions.ask_about(rng, scenes, kind, anchor, rng.choice)
         if asked is not None:
             number = None if asked.scene is None else asked.scene + 1
             answer = tiny_vlm.answer_text(asked, number)
@@ -113,7 +118,7 @@ def box_rows(made: Sequence[world.Film], folder: Path, per_scene: int = 1) -> li
 
 
 def picture_rows(folder: Path, count: int) -> list[Row]:
-    """Rows that locate each thing of `count` scenes, each drawn once: films show too few."""
+    """A row for each of `count` scenes, each drawn once: films show too few."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(count):
@@ -123,16 +128,39 @@ def picture_rows(folder: Path, count: int) -> list[Row]:
         if not path.exists():
             backdrop = draw_backdrop(scene, *PICTURE_SIZE)
             draw_things(backdrop, scene.things, progress).save(path, quality=90)
-        media = Media("image", (str(path),))
-        rows += [_located(media, thing, progress) for thing in scene.things]
+        rows.append(_conversation(rng, Media("image", (str(path),)), scene, progress))
     return rows
 
 
+def _conversation(
+    rng: random.Random, media: Media, scene: world.WorldScene, progress: float
+) -> Row:
+    """Each thing of a picture is located, and some are asked about, in any order."""
+    said: list[tuple[str, str | Located]] = []
+    for thing in scene.things:
+        said.append(_locating(thing, progress))
+        if rng.random() < ASKED_BESIDE:
+            asked = questions.ask_about(rng, [scene], rng.choice(("colour", "kind")), 0)
+            if asked is not None:
+                said.append((asked.text, tiny_vlm.answer_text(asked, 1)))
+    rng.shuffle(said)
+    turns: list[Turn] = []
+    for text, answer in said:
+        turns.append(Turn("user", (text,) if turns else (media, text)))
+        turns.append(Turn("assistant", (answer,)))
+    return Row(tuple(turns), Origin("", 0))
+
+
 def _located(media: Media, thing: world.Thing, progress: float) -> Row:
-    named = f"the {thing.name}"
-    answer = Located(((named, Box(*box_of(thing, progress))),))
-    turns = (Turn("user", (media, question(named))), Turn("assistant", (answer,)))
+    text, answer = _locating(thing, progress)
+    turns = (Turn("user", (media, text)), Turn("assistant", (answer,)))
     return Row(turns, Origin("", 0), task="box")
+
+
+def _locating(thing: world.Thing, progress: float) -> tuple[str, Located]:
+    """The question where a thing is, and its answer."""
+    named = f"the {thing.name}"
+    return question(named), Located(((named, Box(*box_of(thing, progress))),))
 
 
 def _moment(film: world.Film, at: int, folder: Path) -> Media:

@@ -20,18 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidqa import model_card
-from vidqa.adapter_fit import Servable, check_base, servable
+from vidqa.adapter_fit import Servable, check_base, is_quantized, servable
 from vidqa.adapter_weights import base_digest, canonical, lora_part
 from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, read_config
 from vidqa.errors import ModelError, UsageError
 from vidqa.model_card import ModelCard
-from vidqa.weights import revision_of
+from vidqa.weights import copy_companions, revision_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Weights in other forms, which would be stale beside the merged ones.
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 _QUANTISED = re.compile(r"\.(?:qweight|qzeros|g_idx|weight_packed|absmax|quant_map|SCB)\b")
 
 
@@ -70,7 +68,9 @@ def merge(
         for done, file in enumerate(files, 1):
             _write(file, draft / file.name, targets)
             on_file(done, len(files))
-        _copy_rest(base, draft)
+        for index in base.glob("*.safetensors.index.json"):  # names and keys are the same
+            shutil.copyfile(index, draft / index.name)
+        copy_companions(base, draft)
         model_card.write(draft, _card(looked_through.card, base))
         if output.exists():
             output.rmdir()
@@ -146,7 +146,7 @@ def _targets(pairs: Mapping[str, _Pair], files: list[Path], base: Path) -> dict[
     for file in files:
         with safe_open(file, "pt") as opened:
             shapes |= {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    if any(_QUANTISED.search(key) for key in shapes):
+    if is_quantized(base) or any(_QUANTISED.search(key) for key in shapes):
         raise ModelError(f"{base}: its weights are quantised; merge into the model they are from")
     keys = {canonical(key): key for key in shapes}
     targets = {}
@@ -185,14 +185,3 @@ def _added(weight: Tensor, pair: _Pair | None) -> Tensor:
         return weight
     change = (pair.b.float() @ pair.a.float()) * pair.scale
     return (weight.float() + change).to(weight.dtype).contiguous()
-
-
-def _copy_rest(base: Path, output: Path) -> None:
-    """Configuration, tokenizer, processor, chat template, licence: whatever is no weight."""
-    for file in sorted(base.iterdir()):
-        is_weight = file.suffix in (".safetensors", *_OTHER_WEIGHTS)
-        stale = file.name.endswith(".bin.index.json") or file.name.startswith(".")
-        if file.is_file() and not is_weight and not stale:
-            shutil.copyfile(file, output / file.name)
-        elif file.is_dir() and file.name == "additional_chat_templates":
-            shutil.copytree(file, output / file.name)

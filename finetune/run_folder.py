@@ -41,7 +41,8 @@ class Run:
     """A run as run.json tells of it.
 
     `data` and `eval_data` are files with their SHA-256; `batch` are the rows of one step, of all
-    processes; `finished` is the last step of a run that has come to its end, else None.
+    processes; `base_digest` tells the base's weights, empty before they were looked for;
+    `finished` is the last step of a run that has come to its end, else None.
     """
 
     recipe: Mapping[str, Any]
@@ -51,6 +52,7 @@ class Run:
     batch: int
     format: str | None = None
     media_dir: str | None = None
+    base_digest: str = ""
     finished: int | None = None
 
 
@@ -117,6 +119,11 @@ def check_same(output: Path, begun: Run, now: Run) -> None:
     if begun.model != now.model:
         raise UsageError(
             f"--model {now.model}: the run in {output} began with {begun.model}; {_leave()}"
+        )
+    if begun.base_digest and now.base_digest and begun.base_digest != now.base_digest:
+        raise UsageError(
+            f"--model {now.model}: holds other weights than when the run in {output} began "
+            f"({begun.base_digest[:12]}, {now.base_digest[:12]}); {_leave()}"
         )
     for flag, first_files, files in (
         ("--data", begun.data, now.data),
@@ -196,10 +203,14 @@ def locked(output: Path) -> Iterator[None]:
     with (output / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It is removed at the end: who had opened it before that holds a lock on nothing.
+            same = os.path.samestat(os.fstat(file.fileno()), os.stat(output / _LOCK))
         except OSError:
+            same = False
+        if not same:
             raise VidqaError(
                 f"{output}: another training is at work in it; wait, or name another --output"
-            ) from None
+            )
         try:
             yield
         finally:

@@ -60,7 +60,7 @@ from vidqa.boxes import family_of
 from vidqa.children import usable_cpus
 from vidqa.errors import MissingExtra, NothingFound, UsageError
 from vidqa.model_card import ModelCard
-from vidqa.weights import find_weights, revision_of
+from vidqa.weights import copy_companions, find_weights, revision_of
 
 if TYPE_CHECKING:
     from finetune.fit import Fitted
@@ -69,8 +69,6 @@ _VERSIONS = ("vidqa", "torch", "transformers", "peft", "accelerate")
 _PROBLEMS_NAMED = 5
 _SAVING = "saving"
 VALIDATION = "validation.jsonl"
-# What beside the weights makes a folder a model that vLLM loads.
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -203,8 +201,11 @@ def resumed(
     return order
 
 
-def run_of(order: Order, read: Sequence[adapters.DataFile] = ()) -> Run:
-    """What run.json tells of an order; files that were `read` may have changed since."""
+def run_of(order: Order, prepared: Prepared | None = None) -> Run:
+    """What run.json tells of an order; files that were read for it may have changed since."""
+    from vidqa.adapter_weights import base_digest
+
+    read = prepared.files if prepared else ()
     recipe = order.recipe
     known = {one.file: one.sha256 for one in read}
 
@@ -220,6 +221,7 @@ def run_of(order: Order, read: Sequence[adapters.DataFile] = ()) -> Run:
         batch=recipe.batch * recipe.accumulation * processes,
         format=order.format,
         media_dir=str(order.media_dir) if order.media_dir else None,
+        base_digest=base_digest(prepared.folder) if prepared else "",
     )
 
 
@@ -372,7 +374,7 @@ def _enter(order: Order, prepared: Prepared) -> None:
     """Makes the folder this run's, or sees that it is: rows were prepared while it was open to
     others. Raises UsageError where another run has come between.
     """
-    run = run_of(order, prepared.files)
+    run = run_of(order, prepared)
     begun = read_run(order.output)
     if begun is None:
         write_run(order.output, run)
@@ -426,18 +428,24 @@ def _save(order: Order, prepared: Prepared, fitted: Fitted) -> None:
     for unwanted in ("training_args.bin", "README.md"):
         (draft / unwanted).unlink(missing_ok=True)
     if order.recipe.full:
-        for one in prepared.folder.iterdir():
-            if one.is_file() and not any(one.match(pattern) for pattern in _WEIGHTS):
-                shutil.copyfile(one, draft / one.name)
+        config = (draft / "config.json").read_bytes()
+        copy_companions(prepared.folder, draft)
+        (draft / "config.json").write_bytes(config)  # of the type that was saved
     else:
         path = draft / adapters.CONFIG
         config = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, config | {"base_model_name_or_path": order.model})
+        write_json(path, config | _base_of(order.model))
     for one in draft.iterdir():
         # safetensors leaves its files to their owner alone; an engine may be somebody else's.
         one.chmod(0o644)
         one.replace(order.output / one.name)
     draft.rmdir()
+
+
+def _base_of(model: str) -> dict[str, str | None]:
+    """How PEFT names the base of an adapter: its revision apart from its name."""
+    name, _, revision = model.partition("@") if not Path(model).is_dir() else (model, "", "")
+    return {"base_model_name_or_path": name, "revision": revision or None}
 
 
 def _keep_validation(order: Order, prepared: Prepared) -> None:
@@ -549,6 +557,10 @@ def commands(order: Order) -> tuple[str, ...]:
     kept = output / VALIDATION
     files = order.eval_data or ([kept] if kept.exists() else [])
     measured_on = "".join(f" --data {shlex.quote(str(one))}" for one in files)
+    if order.eval_data:  # what was kept by us is named as it is read
+        measured_on += f" --format {order.format}" if order.format else ""
+        folder = order.media_dir
+        measured_on += f" --media-dir {shlex.quote(str(folder))}" if folder else ""
     if recipe.full:
         results = shlex.quote(str(output / "evaluation"))
         measure = f"vidqa finetune eval --model {where}{measured_on} --output {results}"
@@ -560,13 +572,16 @@ def commands(order: Order) -> tuple[str, ...]:
         )
     model, name = shlex.quote(order.model), output.absolute().name
     measure = f"vidqa finetune eval --model {model} --adapter {where}{measured_on}"
+    base = _base_of(order.model)
+    served = shlex.quote(str(base["base_model_name_or_path"]))
+    served += f" --revision {shlex.quote(base['revision'])}" if base["revision"] else ""
     vision = " --enable-tower-connector-lora" if recipe.train_vision else ""
     return (
         *([measure] if files else []),
         f"vidqa ask --model {model} --adapter {where} 'your question'",
         f"vidqa serve --model {model} --adapter {name}={where}",
         f"vidqa infer --model {model} --adapter {where} --data FILE",
-        f"vllm serve {model} --enable-lora --max-lora-rank {recipe.rank}{vision} "
+        f"vllm serve {served} --enable-lora --max-lora-rank {recipe.rank}{vision} "
         f"--lora-modules {name}={where}",
     )
 

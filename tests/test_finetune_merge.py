@@ -206,7 +206,10 @@ def test_a_head_that_shares_the_embeddings_weights_is_refused(base: Path, tmp_pa
         merge(base, adapter, tmp_path / "merged")
 
 
-def test_a_quantised_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told_by", ["its tensors", "its configuration"])
+def test_a_quantised_base_is_refused(
+    base: Path, adapter: Path, tmp_path: Path, told_by: str
+) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -214,6 +217,11 @@ def test_a_quantised_base_is_refused(base: Path, adapter: Path, tmp_path: Path) 
     copy.mkdir()
     for file in base.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    save_file({"model.layers.0.mlp.up_proj.qweight": torch.ones(2)}, copy / "more.safetensors")
+    if told_by == "its tensors":
+        save_file({"model.layers.0.mlp.up_proj.qweight": torch.ones(2)}, copy / "more.safetensors")
+    else:  # FP8 and int8 have a plain `weight`, and its scale beside it
+        config = json.loads((copy / "config.json").read_text())
+        told = config | {"quantization_config": {"quant_method": "fp8"}}
+        (copy / "config.json").write_text(json.dumps(told))
     with pytest.raises(ModelError, match="quantised; merge into the model they are from"):
         merge(copy, adapter, tmp_path / "merged")

@@ -198,6 +198,31 @@ def test_a_whole_model_that_was_trained_loads_as_the_base_does(data: Path, tmp_p
     assert model_card.look_of(str(output))["max_frames"] == 12
 
 
+def test_a_run_on_what_an_earlier_one_made_keeps_its_own_records(
+    data: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for output, more in ((first, ["--lr", "1e-3"]), (second, ["--model", str(first)])):
+        result = finetune(data, output, *STEPS, "--full", *more)
+        assert result.exit_code == 0, result.output
+    begun = read_run(second)
+    assert begun is not None
+    assert begun.model == str(first)
+    assert read_log(second) != read_log(first)
+
+
+def test_a_lock_on_a_file_that_is_gone_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed_meanwhile(*_: Any) -> None:
+        (tmp_path / ".lock").rename(tmp_path / "removed")
+        (tmp_path / ".lock").touch()
+
+    monkeypatch.setattr("fcntl.flock", removed_meanwhile)
+    with pytest.raises(VidqaError, match="another training is at work in it"), locked(tmp_path):
+        pass
+
+
 # ---------------------------------------------------------------- what it refuses
 
 
@@ -291,7 +316,8 @@ def test_an_adapter_s_name_is_one_that_can_be_called(data: Path, tmp_path: Path)
 # ---------------------------------------------------------------- the folder
 
 
-BEGUN = Run(recipe=Recipe().public(), model="base", data={"a": "1"}, eval_data={}, batch=16)
+BEGUN = Run(recipe=Recipe().public(), model="base", data={"a": "1"}, eval_data={}, batch=16,
+            base_digest="1" * 32)  # fmt: skip
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
@@ -322,6 +348,10 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
         ({"recipe": Recipe(rank=8).public()}, "rank 8: the run in .* began with 16"),
         ({"model": "other"}, "--model other: the run in .* began with base"),
         ({"data": {"b": "2"}}, r"--data b: not the rows that the run in .* began with \(a\)"),
+        (
+            {"base_digest": "2" * 32},
+            "--model base: holds other weights than when the run in .* began",
+        ),
         ({"batch": 32}, "32 rows a step: the run in .* began with 16"),
     ],
 )
@@ -473,6 +503,17 @@ def test_an_adapter_of_the_vision_tower_tells_what_serving_needs() -> None:
     )
     assert "--enable-tower-connector-lora" in commands(order)[-1]
     assert "vLLM serves it only with" in notes(order)[0]
+
+
+def test_the_command_that_measures_reads_what_was_held_out_as_the_training_did() -> None:
+    order = Order(
+        data=(), model="my/base@abc", output=Path("adapters/birds"), recipe=Recipe(),
+        eval_data=(Path("e.json"),), format="llama-factory", media_dir=Path("/my videos"),
+    )  # fmt: skip
+    assert commands(order)[0].endswith(
+        "--data e.json --format llama-factory --media-dir '/my videos'"
+    )
+    assert "vllm serve my/base --revision abc --enable-lora" in commands(order)[-1]
 
 
 def test_the_look_is_what_of_the_recipe_decides_the_pixels() -> None:

@@ -262,7 +262,7 @@ def check_base(adapter: Servable, weights: Path, model: str) -> None:
     if wanted and wanted != kind:
         raise _other_base(adapter, model, f"that is a {wanted}, and this a {kind}")
     _check_modules(adapter, weights, model)
-    if card.base_digest and not _is_quantized(weights):
+    if card.base_digest and not is_quantized(weights):
         digest = base_digest(weights)
         if digest != card.base_digest:
             raise _other_base(
@@ -292,7 +292,8 @@ def _kind_of(card: AdapterCard) -> str:
     return f"qwen{named[1]}{f'_{named[2]}' if named[2] else ''}_vl"
 
 
-def _is_quantized(weights: Path) -> bool:
+def is_quantized(weights: Path) -> bool:
+    """Whether a model's configuration says that its weights are stored in another form."""
     return "quantization_config" in read_json(weights / "config.json")
 
 

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,13 @@ Hub = Literal["huggingface", "modelscope", "none"]
 HUB_TIMEOUT_SECONDS = 10.0
 # What vLLM and transformers read of a vision model.
 WANTED_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
+# What goes with weights into a model made of another. A list of names: the folder of a model that
+# was trained here also holds the run's own log, recipe and rows, as JSON too.
+_COMPANIONS = (
+    "config.json", "generation_config.json", "*processor_config.json", "tokenizer*", "vocab.json",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+    "LICENSE*", "NOTICE*",
+)  # fmt: skip
 
 
 def find_weights(
@@ -46,6 +54,15 @@ def find_weights(
     name, _, revision = model.partition("@")
     fetch = _fetch_modelscope if hub == "modelscope" else _fetch_huggingface
     return _checked(fetch(name, revision or None, on_stage))
+
+
+def copy_companions(model: Path, output: Path) -> None:
+    """Copies what a model needs beside its weights: configuration, tokenizer, template, licence."""
+    for one in sorted(model.iterdir()):
+        if one.is_file() and any(one.match(pattern) for pattern in _COMPANIONS):
+            shutil.copyfile(one, output / one.name)
+        elif one.is_dir() and one.name == "additional_chat_templates":
+            shutil.copytree(one, output / one.name, dirs_exist_ok=True)
 
 
 def revision_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from finetune.shelf import DEFAULT_FOLDER
 from vidqa.cli.finetune import finetune_app
-from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format
+from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format, MediaDir
 from vidqa.command import FAILED, Run, verb
 from vidqa.errors import UsageError
 
@@ -44,6 +44,7 @@ def evaluate(
         ),
     ] = None,
     format: Format = None,
+    media_dir: MediaDir = None,
     at_once: AtOnce = 8,
     cache: Cache = DEFAULT_FOLDER,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the intervals.")] = 0,
@@ -70,10 +71,10 @@ def evaluate(
 
     if adapter is None and output is None:
         raise UsageError("--output: name a folder for the results; there is no adapter's to use")
-    rows = read_rows(data, format)
+    rows = read_rows(data, format, media_dir)
     if not rows:
         run.found_nothing(f"no row in {', '.join(map(str, data))}")
-    probe_rows, probe_file = _probe(run, probe, format)
+    probe_rows, probe_file = _probe(run, probe, format, media_dir)
     asked = choose(run, adapter, at_once, cache)
     folder = output or (asked.adapter_folder or _nowhere(asked.model)) / "evaluation"
     files = [*data, *probe_file]
@@ -111,7 +112,9 @@ def _nowhere(model: str) -> NoReturn:
     raise UsageError(f"--output: name a folder for the results; {model} has its adapter elsewhere")
 
 
-def _probe(run: Run, probe: str | None, format: str | None) -> tuple[list[Row], list[Path]]:
+def _probe(
+    run: Run, probe: str | None, format: str | None, media_dir: Path | None
+) -> tuple[list[Row], list[Path]]:
     """The probe's rows and the file they are from, where there is one.
 
     Nobody but the bundled model has learned the playground, so it is asked by itself of no other.
@@ -126,4 +129,4 @@ def _probe(run: Run, probe: str | None, format: str | None) -> tuple[list[Row], 
     if probe is None or probe == PLAYGROUND:
         return probe_rows(run.settings.index / "probe", run.note), []
     file = Path(probe)
-    return read_rows([file], format), [file]
+    return read_rows([file], format, media_dir), [file]

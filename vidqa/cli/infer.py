@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune.shelf import DEFAULT_FOLDER
-from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format
+from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format, MediaDir
 from vidqa.command import FAILED, Run
 from vidqa.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.answer_file import Record
     from finetune.infer import Tally
+    from finetune.rows import Row
 
 INFER_SETTINGS = ROW_SETTINGS
 
@@ -35,6 +36,7 @@ def infer(
         typer.Option("--merge", metavar="DIR", help="Write base and adapter as one model here."),
     ] = None,
     format: Format = None,
+    media_dir: MediaDir = None,
     at_once: AtOnce = 8,
     cache: Cache = DEFAULT_FOLDER,
 ) -> None:
@@ -51,6 +53,8 @@ def infer(
     not asked again. A row that cannot be read or asked costs that row only; the exit code is then
     1, and the next run tries it again. With --merge and --data the merged model answers.
     """
+    from vidqa.cli.rows import read_rows
+
     if merge is not None:
         run = _merged(run, adapter, merge)
         adapter = None
@@ -60,7 +64,10 @@ def infer(
         raise UsageError("Missing option '--data': name a file with rows, or --merge DIR")
     if output is not None and output.resolve() in [one.resolve() for one in data]:
         raise UsageError(f"--output {output}: that is the data; name another file")
-    _ask(run, data, adapter, output, format, at_once, cache)
+    rows = read_rows(data, format, media_dir)
+    if not rows:
+        run.found_nothing(f"no row in {', '.join(map(str, data))}")
+    _ask(run, rows, data, adapter, output, at_once, cache)
 
 
 def _merged(run: Run, adapter: str | None, merge: Path) -> Run:
@@ -92,21 +99,18 @@ def _merged(run: Run, adapter: str | None, merge: Path) -> Run:
 
 def _ask(
     run: Run,
+    rows: list[Row],
     data: list[Path],
     adapter: str | None,
     output: Path | None,
-    format: str | None,
     at_once: int,
     cache: Path,
 ) -> None:
     from finetune.answer_file import AnswerFile
     from finetune.infer import infer as ask_rows
     from finetune.infer import made_by
-    from vidqa.cli.rows import choose, progress, read_rows
+    from vidqa.cli.rows import choose, progress
 
-    rows = read_rows(data, format)
-    if not rows:
-        run.found_nothing(f"no row in {', '.join(map(str, data))}")
     asked = choose(run, adapter, at_once, cache)
     with progress(run) as advance:
 

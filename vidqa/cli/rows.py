@@ -48,17 +48,23 @@ Format = Annotated[
         "--format", metavar="NAME", help="Format of the data (default: what it looks like)."
     ),
 ]
+MediaDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--media-dir", metavar="DIR", help="Where paths in the data begin (default: its folder)."
+    ),
+]
 AtOnce = Annotated[int, typer.Option("--at-once", min=1, max=512, help="Rows asked at a time.")]
 Cache = Annotated[
     Path, typer.Option("--cache", metavar="DIR", help="Folder of the frames decoded.")
 ]
 
 
-def read_rows(files: Sequence[Path], format: str | None) -> list[Row]:
+def read_rows(files: Sequence[Path], format: str | None, media_dir: Path | None) -> list[Row]:
     """All rows of the files, in order."""
     from finetune.formats import read
 
-    return [row for file in files for row in read(file, format)]
+    return [row for file in files for row in read(file, format, media_dir)]
 
 
 @dataclass(frozen=True)

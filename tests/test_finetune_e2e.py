@@ -33,7 +33,7 @@ pytestmark = pytest.mark.e2e
 TINY = REPOSITORY / "vidqa" / "demo" / "models" / "tiny-qwen2-vl"
 # What is added to a command of the document so that it takes seconds.
 SHORTER = {
-    "python -m vidqa.demo.domain": "--films 3 --held-out-films 1",
+    "python -m vidqa.demo.domain": "--films 3 --held-out-films 1 --pictures 60",
     "vidqa finetune --data playground": "--max-steps 40 --eval-steps 20",
 }
 MODEL = [command for command, comment in commands(DOCUMENT) if needs(comment) and "vLLM" in comment]
@@ -91,7 +91,7 @@ def test_every_command_of_the_playground_works(played: dict[str, Done]) -> None:
     for command, done in played.items():
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
     assert ", 0 problems" in said(played, "vidqa finetune check")
-    assert "40 of 40 steps" in said(played, "vidqa finetune --data")
+    assert "40 of 40 steps" in said(played, "vidqa finetune --data playground/train")
     assert "playground" in said(played, "vidqa adapters ls")
     assert said(played, "vidqa ask").strip()
 

@@ -24,6 +24,17 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("finetune-*.yaml")), ids=lambda one: one.stem)
+def test_every_recipe_that_is_shipped_loads(file: Path) -> None:
+    named = yaml.safe_load(file.read_text("utf-8"))
+    recipe = Recipe.load(str(file)).public()
+    assert named
+    assert {name: recipe[name] for name in named if name in recipe} == {
+        name: value for name, value in named.items() if name in recipe
+    }
+    assert set(named) - set(recipe) <= {"model"}
+
+
 def test_a_flag_beats_the_file_which_beats_the_default(tmp_path: Path) -> None:
     file = write(tmp_path, "rank: 8\nalpha: 8\n")
     recipe = Recipe.load(file, {"rank": 64, "dropout": None})

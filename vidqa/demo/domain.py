@@ -120,6 +120,7 @@ def box_rows(made: Sequence[world.Film], folder: Path, per_scene: int = 1) -> li
 def picture_rows(folder: Path, count: int) -> list[Row]:
     """A row for each of `count` scenes, each drawn once: films show too few."""
     folder.mkdir(parents=True, exist_ok=True)
+    talk = random.Random(0)
     rows = []
     for number in range(count):
         rng = random.Random(FIRST_TRAINING_SEED + number)
@@ -128,7 +129,7 @@ def picture_rows(folder: Path, count: int) -> list[Row]:
         if not path.exists():
             backdrop = draw_backdrop(scene, *PICTURE_SIZE)
             draw_things(backdrop, scene.things, progress).save(path, quality=90)
-        rows.append(_conversation(rng, Media("image", (str(path),)), scene, progress))
+        rows.append(_conversation(talk, Media("image", (str(path),)), scene, progress))
     return rows
 
 
@@ -139,16 +140,22 @@ def _conversation(
     said: list[tuple[str, str | Located]] = []
     for thing in scene.things:
         said.append(_locating(thing, progress))
-        if rng.random() < ASKED_BESIDE:
-            asked = questions.ask_about(rng, [scene], rng.choice(("colour", "kind")), 0)
-            if asked is not None:
-                said.append((asked.text, tiny_vlm.answer_text(asked, 1)))
+        if rng.random() < ASKED_BESIDE and (asked := list(_asked_beside(thing, scene.things))):
+            said.append(rng.choice(asked))
     rng.shuffle(said)
     turns: list[Turn] = []
     for text, answer in said:
         turns.append(Turn("user", (text,) if turns else (media, text)))
         turns.append(Turn("assistant", (answer,)))
     return Row(tuple(turns), Origin("", 0))
+
+
+def _asked_beside(thing: world.Thing, things: Sequence[world.Thing]) -> Iterator[tuple[str, str]]:
+    """Old questions about a thing in a picture, where its kind or colour alone names it."""
+    if sum(one.kind == thing.kind for one in things) == 1:
+        yield f"What colour is the {thing.kind}?", f"The {thing.kind} is {thing.colour} [1]."
+    if sum(one.colour == thing.colour for one in things) == 1:
+        yield f"What is the {thing.colour} thing?", f"It is the {thing.name} [1]."
 
 
 def _located(media: Media, thing: world.Thing, progress: float) -> Row:
@@ -189,7 +196,7 @@ def _sentence(answer: str) -> str:
 
 
 def write_domain(
-    folder: Path, training_films: int = 40, held_out_films: int = 8, pictures: int = 5000
+    folder: Path, training_films: int = 40, held_out_films: int = 8, pictures: int = 25_000
 ) -> None:
     """Films and rows; what is there already is made anew only where it differs."""
     shelf = (folder / "films").absolute()  # so that the rows name them from their own folder
@@ -219,6 +226,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--films", type=int, default=40, help="films of training seeds")
     parser.add_argument("--held-out-films", type=int, default=8)
-    parser.add_argument("--pictures", type=int, default=5000, help="scenes to locate things in")
+    parser.add_argument("--pictures", type=int, default=25_000, help="scenes to locate things in")
     given = parser.parse_args()
     write_domain(given.folder, given.films, given.held_out_films, given.pictures)

@@ -611,6 +611,15 @@ def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(tmp_path: Pat
     assert row.media == (video(tmp_path, "clip/frame_2.jpg", "clip/frame_10.jpg", fps=4.0),)
 
 
+def test_a_folder_of_one_frame_is_a_video_of_that_rate(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "1.jpg").touch()
+    conversation = [{"from": "human", "value": "<video>\nWhat?"}]
+    record = {"video": "clip", "fps": 4, "conversations": conversation}
+    row = only(stored(tmp_path, "a.json", record))
+    assert row.media == (video(tmp_path, "clip/1.jpg", fps=4.0),)
+
+
 @pytest.mark.parametrize("value", [["1.jpg", "2.jpg"], [["1.jpg", "2.jpg"]]])
 def test_a_list_of_frames_is_one_video(tmp_path: Path, value: Any) -> None:
     record = {"video": value, "conversations": [{"from": "human", "value": "<video>\nWhat?"}]}

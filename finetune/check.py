@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from finetune.formats.pictures import image_size, probed
-from finetune.formats.reading import PICTURE_SUFFIXES, is_address
+from finetune.formats.pictures import check_frame, check_image, frames_of, is_frames, probed
+from finetune.formats.reading import is_address
 from finetune.identity import Identities
 from finetune.rows import Boxed, Located, Media, Problem, Row
 from vidqa.boxes import Box
@@ -161,13 +161,15 @@ def _seconds(medium: Media) -> float | None:
     """How long a video is; None when nobody knows. Raises VideoError for what is neither a video
     nor a picture."""
     if medium.kind == "image" and medium.at_seconds is None:
-        image_size(medium.paths[0])
+        check_image(medium.paths[0])
         return None
-    if len(medium.paths) == 1 and not medium.paths[0].lower().endswith(PICTURE_SUFFIXES):
+    frames = frames_of(medium)
+    if not frames:
         return probed(medium.paths[0]).duration_seconds or None
-    for path in medium.paths:
-        image_size(path)
-    return len(medium.paths) / medium.fps if medium.fps else None
+    sizes = [check_image(path) for path in frames]
+    for path, size in zip(frames, sizes, strict=True):
+        check_frame(path, size, sizes[0])
+    return len(frames) / medium.fps if medium.fps else None
 
 
 def _times(medium: Media, seconds: float | None) -> Iterator[str]:
@@ -182,7 +184,7 @@ def _times(medium: Media, seconds: float | None) -> Iterator[str]:
     if start is not None and end is not None and start >= end:
         yield f"start {start:g} is not before end {end:g}"
     if seconds is None:
-        if medium.fps is None and len(medium.paths) > 1 and (start is not None or end is not None):
+        if medium.fps is None and is_frames(medium) and (start is not None or end is not None):
             yield "start and end of single frames need their fps"
         return
     for name, value, last in (

@@ -229,21 +229,23 @@ def sizes_of(shown: Sequence[Shown]) -> scoring.Sizes:
 def made_by(
     files: Sequence[Path], model: str, adapter: Path | None, options: InferOptions
 ) -> dict[str, Any]:
-    """What the answers of a run follow from, for `AnswerFile`. `model` names or identifies it."""
+    """What the answers of a run follow from, for `AnswerFile`. `model` names or identifies it.
+
+    `adapter` is the folder of the one that answers: where there is none here, an endpoint's adapter
+    is known by its name.
+    """
     names = [file.name for file in files]
     shown = names if len(set(names)) == len(names) else [str(file) for file in files]
     return {
         "data": {name: file_digest(file)[:16] for name, file in zip(shown, files, strict=True)},
         "model": model,
-        "adapter": _adapter_digest(adapter),
+        "adapter": options.model if adapter is None else _adapter_digest(adapter),
         "look": dataclasses.asdict(options.look),
         "sampling": options.sampling.fields(),
     }
 
 
-def _adapter_digest(folder: Path | None) -> str | None:
+def _adapter_digest(folder: Path) -> str:
     """An adapter's name, how strongly it is added, and what its weights are."""
-    if folder is None:
-        return None
     digests = [file_digest(folder / name)[:16] for name in (CONFIG, WEIGHTS)]
     return " ".join([folder.absolute().name, *digests])

@@ -15,12 +15,12 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.formats.pictures import MAX_IMAGE_PIXELS, check_frame, frames_of
 from finetune.layout import Look, Shown
 from finetune.rows import Media, Row
 from finetune.shelf import Shelf
@@ -36,10 +36,6 @@ __all__ = ["Shown", "frame_counts", "show", "show_row"]
 
 # Part of every key: raise it when the same file would give other pictures.
 _VERSION = 1
-
-# One's own pictures: more than a server takes of strangers, still a bound for a bomb.
-MAX_IMAGE_PIXELS = 200_000_000
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 
 # Times of frames in a list that tells no rate: what Qwen's own tools take frame lists to have.
 LIST_FPS = 2.0
@@ -92,8 +88,8 @@ def _plan(media: Media, look: Look, frames: int) -> tuple[dict[str, Any], Callab
     if media.kind == "image":
         at = media.at_seconds or 0.0
         return recipe | {"of": "frame", "at": at}, lambda: _frame(path, at, look)
-    if len(media.paths) > 1 or os.path.isdir(path):
-        chosen, end = _listed(media, frames)
+    if files := frames_of(media):
+        chosen, end = _listed(media, files, frames)
         recipe["paths"] = [file for _, file in chosen]
         span = {"seconds": [at for at, _ in chosen], "start": start, "end": end}
         return recipe | {"of": "list"} | span, lambda: _list(chosen, start, end, look)
@@ -133,21 +129,18 @@ def _still(path: str, look: Look) -> Shown:
 def _list(chosen: Sequence[tuple[float, str]], start: float, end: float, look: Look) -> Shown:
     pictures, sizes = [], []
     for at, path in chosen:
-        jpeg, *size = _read_image(path)
+        jpeg, width, height = _read_image(path)
         pictures.append(Picture(at, jpeg))
-        sizes.append(size)
-        if size != sizes[0]:
-            raise VideoError(
-                f"{shown(path)}: is {size[0]} x {size[1]} pixels, the first frame of its video "
-                f"{sizes[0][0]} x {sizes[0][1]}; frames of one video must be of one size"
-            )
+        sizes.append((width, height))
+        check_frame(path, sizes[-1], sizes[0])
     width, height = sizes[0]
     return Shown(_fitted(pictures, look), width, height, start, end)
 
 
-def _listed(media: Media, frames: int) -> tuple[list[tuple[float, str]], float]:
+def _listed(
+    media: Media, files: Sequence[str], frames: int
+) -> tuple[list[tuple[float, str]], float]:
     """The chosen frames of a list with their times, and where the part that is meant ends."""
-    files = list(media.paths) if len(media.paths) > 1 else _in_folder(media.paths[0])
     fps = media.fps or LIST_FPS
     start = media.start_seconds or 0.0
     end = min(len(files) / fps, float("inf") if media.end_seconds is None else media.end_seconds)
@@ -159,20 +152,6 @@ def _listed(media: Media, frames: int) -> tuple[list[tuple[float, str]], float]:
             f"is in [{start:g}, {end:g}) s"
         )
     return [(at, inside[at]) for at in spread(sorted(inside), frames)], end
-
-
-def _in_folder(path: str) -> list[str]:
-    """The pictures in a folder, in the order in which a person would count them."""
-    with reading(path):
-        names = [one.name for one in os.scandir(path) if one.name.lower().endswith(IMAGE_SUFFIXES)]
-    if not names:
-        raise VideoError(f"{shown(path)}: the folder holds no picture; frames are "
-                         f"{', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
-    names.sort(key=lambda name: [
-        (int(piece), "") if piece.isdecimal() else (-1, piece)
-        for piece in re.split(r"([0-9]+)", name)
-    ])  # fmt: skip
-    return [os.path.join(path, name) for name in names]
 
 
 def _read_image(path: str) -> tuple[bytes, int, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
+from finetune.formats.pictures import frames_of
 from finetune.layout import Look
 from finetune.media import show
 from finetune.rows import Media, Row
@@ -29,7 +29,7 @@ def row_pictures(row: Row, library: Library | None) -> list[Picture]:
 def _pictures(media: Media, row: Row, library: Library | None) -> list[Picture]:
     path = media.paths[0]
     is_still = media.kind == "image" and media.at_seconds is None
-    if is_still or len(media.paths) > 1 or os.path.isdir(path):
+    if is_still or frames_of(media):
         return list(show(media, Look(), PICTURES).pictures)
     video = library.find_path(path) if library is not None else None
     if video is not None and library is not None:

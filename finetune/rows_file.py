@@ -108,7 +108,7 @@ class RowsFile:
     def _read(self) -> None:
         """Raises UsageError for what is no row."""
         for file in (self._rows, self._journal):
-            _cut(file)
+            _end_last_line(file)
         if self._rows.seek(0, os.SEEK_END):
             self.held = read(self.path, "vidqa")
         for row in self.held:
@@ -141,6 +141,14 @@ def _lines(file: IO[bytes]) -> list[bytes]:
     return file.readlines()
 
 
-def _cut(file: IO[bytes]) -> None:
-    """Takes away what follows the last line's end."""
-    file.truncate(sum(len(line) for line in _lines(file) if line.endswith(b"\n")))
+def _end_last_line(file: IO[bytes]) -> None:
+    """Cuts off a torn last line; one that lacks only its end, as editors leave it, gets that."""
+    last = next(iter(_lines(file)[-1:]), b"\n")
+    if last.endswith(b"\n"):
+        return
+    try:
+        json.loads(last)
+    except (ValueError, RecursionError):
+        file.truncate(file.seek(0, os.SEEK_END) - len(last))
+    else:
+        _append(file, "\n")

@@ -413,6 +413,16 @@ def test_a_line_that_a_killed_process_left_half_is_cut_off(
     assert rows_file.read_bytes() == whole
 
 
+def test_a_whole_last_line_without_its_end_is_kept(
+    library: Library, rows_file: Path, teacher: FakeEndpoint
+) -> None:
+    run(library, rows_file, teacher, scenes=2)
+    whole = rows_file.read_bytes()
+    rows_file.write_bytes(whole.removesuffix(b"\n"))
+    run(library, rows_file, teacher, scenes=2)
+    assert rows_file.read_bytes() == whole
+
+
 def test_rows_whose_journal_line_was_lost_are_done(
     library: Library, rows_file: Path, teacher: FakeEndpoint
 ) -> None:

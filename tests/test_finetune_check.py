@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from media import make_film, shot, truncate
@@ -13,8 +14,11 @@ from PIL import Image
 
 from finetune.check import check
 from finetune.formats import read
+from finetune.layout import Look
+from finetune.media import show
 from finetune.rows import Boxed, Located, Media, Origin, Part, Ref, Row, Turn
 from vidqa.boxes import Box, Unit
+from vidqa.errors import VideoError
 
 FILM_SECONDS = 2
 
@@ -117,10 +121,53 @@ def test_files_that_are_missing_damaged_or_elsewhere_are_told(folder: Path, tmp_
         f"{tmp_path}/none.mp4: there is no such file",
         f"{tmp_path}/1.jpg: there is no such file (and 1 more)",
         f"{tmp_path}/cut.mp4: is not a video, or is truncated or damaged; copy it again",
-        f"{tmp_path}/text.png: is not a picture, or is damaged",
+        f"{tmp_path}/text.png: is no JPEG, PNG, WebP or GIF, or is damaged",
         "https://example.org/1 is an address; nothing is fetched, download it and name the file",
-        f"{tmp_path}/frames: is a folder, not a video file",
+        f"{tmp_path}/frames: the folder holds no picture; frames are .jpg, .jpeg, .png, .webp, "
+        ".gif",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "more"),
+    [
+        ("image", ("a.bmp",), {}),
+        ("image", ("a.tif",), {}),
+        ("image", ("bmp.png",), {}),
+        ("image", ("strip.png",), {}),
+        ("image", ("1.jpg",), {"at_seconds": 0.0}),
+        ("video", ("a.bmp",), {}),
+        ("video", ("a.bmp", "b.bmp"), {}),
+        ("video", ("1.jpg", "large.jpg"), {}),
+        ("video", ("folder of bmp",), {}),
+    ],
+)
+def test_pictures_that_training_refuses_are_told(
+    tmp_path: Path, kind: Literal["video", "image"], names: tuple[str, ...], more: dict[str, float]
+) -> None:
+    for name in ("a.bmp", "b.bmp", "a.tif", "1.jpg"):
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
+    Image.new("RGB", (40, 20)).save(tmp_path / "large.jpg")
+    Image.new("RGB", (600, 10)).save(tmp_path / "strip.png")
+    shutil.copy(tmp_path / "a.bmp", tmp_path / "bmp.png")
+    (tmp_path / "folder of bmp").mkdir()
+    shutil.copy(tmp_path / "a.bmp", tmp_path / "folder of bmp")
+    medium = Media(kind, tuple(str(tmp_path / name) for name in names), **more)
+    with pytest.raises(VideoError):
+        show(medium, Look(), 8)
+    assert len(messages(about(medium))) == 1
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "folder", "moving.gif"])
+def test_pictures_that_training_takes_for_a_video_pass(tmp_path: Path, name: str) -> None:
+    pictures = [Image.new("RGB", (20, 10), (n, n, n)) for n in (0, 200)]
+    pictures[0].save(tmp_path / "1.jpg")
+    pictures[0].save(tmp_path / "moving.gif", save_all=True, append_images=pictures[1:])
+    (tmp_path / "folder").mkdir()
+    shutil.copy(tmp_path / "1.jpg", tmp_path / "folder")
+    medium = Media("video", (str(tmp_path / name),))
+    assert show(medium, Look(), 8).pictures
+    assert messages(about(medium)) == []
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,17 @@ def test_data_is_written_in_another_format_and_what_it_cannot_hold_is_said(data:
     assert [one.turns for one in read("out/train.json")] == [one.turns for one in read(data)]
 
 
+def test_data_is_not_written_over_what_it_is_read_from(data: Path) -> None:
+    before = data.read_bytes()
+    info = Path("dataset_info.json")
+    info.write_text(json.dumps({"a": {"file_name": data.name, "columns": {"prompt": "query"}}}))
+    for source in (data, info):
+        done = vidqa("finetune", "convert", source, "./train.jsonl")
+        assert done.exit_code == 2
+        assert "DST train.jsonl: that is the data; name another file" in done.stderr
+        assert data.read_bytes() == before
+
+
 def test_rows_that_are_left_out_end_in_exit_code_1(data: Path) -> None:
     with data.open("a") as file:
         file.write("\n{oops")

@@ -320,6 +320,57 @@ def test_writing_adds_to_the_dataset_info_that_is_there(tmp_path: Path) -> None:
     }
 
 
+def test_writing_again_describes_the_file_under_the_name_it_has(tmp_path: Path) -> None:
+    info = tmp_path / "dataset_info.json"
+    info.write_text('{"birds": {"file_name": "ours.json"}}')
+    rows = golden(tmp_path)[:1]
+    write(rows, tmp_path / "ours.json", "llama-factory")
+    assert list(json.loads(info.read_text())) == ["birds"]
+    assert same(read(tmp_path / "ours.json")) == same(rows)
+
+
+def test_what_is_no_description_stays_in_the_dataset_info(tmp_path: Path) -> None:
+    info = tmp_path / "dataset_info.json"
+    info.write_text('{"_comment": "ours and theirs"}')
+    write(golden(tmp_path)[:1], tmp_path / "ours.json", "llama-factory")
+    assert json.loads(info.read_text())["_comment"] == "ours and theirs"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[{"dataset_path": "a.jsonl"}]', r"holds \[\{'dataset_path': 'a\.jsonl'\}\], and LLaMA-"
+         "Factory wants an object there; write to another folder"),
+        ('{"ours": {"file_name": "ours.csv"}}', r"'ours' is \{'file_name': 'ours\.csv'\} already, "
+         r"not ours\.json; give the file another name, or write to another folder"),
+        ('{"ours": {"hf_hub_url": "a/b"}}', r"'ours' is \{'hf_hub_url': 'a/b'\} already"),
+        ('{"ours": "a note"}', "'ours' is 'a note' already"),
+        ("{", r"dataset_info\.json: cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_dataset_info_that_is_somebody_elses_is_left_alone(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    info = tmp_path / "dataset_info.json"
+    info.write_text(text)
+    with pytest.raises(UsageError, match=reason):
+        write(golden(tmp_path)[:1], tmp_path / "ours.json", "llama-factory")
+    assert info.read_text() == text
+    assert not (tmp_path / "ours.json").exists()
+
+
+def test_data_is_not_written_in_place_of_its_own_description(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the name of the description; give the data another"):
+        write(golden(tmp_path)[:1], tmp_path / "dataset_info.json", "llama-factory")
+
+
+def test_data_that_cannot_be_written_is_not_described(tmp_path: Path) -> None:
+    (tmp_path / "ours.json").mkdir()
+    with pytest.raises(UsageError, match="name a file to write"):
+        write(golden(tmp_path)[:1], tmp_path / "ours.json", "llama-factory")
+    assert not (tmp_path / "dataset_info.json").exists()
+
+
 def test_alpaca_has_its_history_before_the_question(tmp_path: Path) -> None:
     record = {
         "instruction": "<video>What now?",
@@ -558,6 +609,15 @@ def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(tmp_path: Pat
     }
     row = only(stored(tmp_path, "a.json", record))
     assert row.media == (video(tmp_path, "clip/frame_2.jpg", "clip/frame_10.jpg", fps=4.0),)
+
+
+def test_a_folder_of_one_frame_is_a_video_of_that_rate(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "1.jpg").touch()
+    conversation = [{"from": "human", "value": "<video>\nWhat?"}]
+    record = {"video": "clip", "fps": 4, "conversations": conversation}
+    row = only(stored(tmp_path, "a.json", record))
+    assert row.media == (video(tmp_path, "clip/1.jpg", fps=4.0),)
 
 
 @pytest.mark.parametrize("value", [["1.jpg", "2.jpg"], [["1.jpg", "2.jpg"]]])

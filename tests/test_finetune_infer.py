@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,17 @@ def test_changed_data_or_another_adapter_is_another_run(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"2")
     assert first["adapter"] is None
     assert made_by([data], "fake-vl", tmp_path, OPTIONS)["adapter"] != with_adapter
+
+
+def test_an_adapter_that_only_the_endpoint_has_is_known_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    birds = made_by([], "fake-vl", None, replace(OPTIONS, model="birds"))
+    with AnswerFile(path, birds) as file:
+        file.write({"row": 1})
+    for other, name in (("wrens", "wrens"), (None, "null")):
+        now = made_by([], "fake-vl", None, replace(OPTIONS, model=other))
+        with pytest.raises(UsageError, match=rf"\(adapter: birds then, {name} now\)"):
+            AnswerFile(path, now)
 
 
 def test_data_that_is_not_there_is_said() -> None:

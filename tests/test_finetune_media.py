@@ -137,6 +137,20 @@ def test_a_folder_of_frames_is_a_video_in_the_order_a_person_counts(tmp_path: Pa
     assert brightness(shown.pictures) == list(range(12))
 
 
+def test_a_picture_given_as_a_video_is_a_list_of_one_frame(tmp_path: Path) -> None:
+    (path,) = frames_in(tmp_path / "frames", 1)
+    shown = show(video(path, fps=4.0), LOOK, 8)
+    assert brightness(shown.pictures) == [0]
+    assert (shown.start_seconds, shown.end_seconds) == (0, 0.25)
+
+
+def test_a_gif_given_as_a_video_moves(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (64, 48), (n, n, n)) for n in (0, 200)]
+    path = tmp_path / "a.gif"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000)
+    assert len(show(video(path), LOOK, 8).pictures) == 2
+
+
 def test_a_part_of_a_list_is_chosen_from_evenly(tmp_path: Path) -> None:
     paths = frames_in(tmp_path / "frames", 12)
     media = Media("video", tuple(map(str, paths)), fps=1.0, start_seconds=4, end_seconds=8)

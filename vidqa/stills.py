@@ -44,7 +44,7 @@ def read_image(data: bytes, *, max_pixels: int) -> Image:
     from PIL import ImageOps
 
     image = _opened(data, max_pixels)
-    _check_size(image.width, image.height, max_pixels)
+    check_size(image.width, image.height, max_pixels)
     try:
         image.load()
         # A senseless note on how the camera was held is no reason to refuse the picture.
@@ -76,7 +76,8 @@ def _opened(data: bytes, max_pixels: int) -> Image:
         ) from error
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises UsageError for a picture that `read_image` refuses by its size."""
     if width * height > max_pixels:
         raise UsageError(
             f"the image is {width} x {height} pixels; at most {max_pixels:,} pixels are allowed: "

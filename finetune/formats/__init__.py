@@ -134,7 +134,7 @@ def write(rows: Iterable[Row], path: str | Path, format: str) -> list[Problem]:
     A row that would come out as a different one, or has faults, is left out. Media below the file's
     folder are named relative to it, others by their absolute path. LLaMA-Factory's
     `dataset_info.json` beside the file is made or added to. Raises UsageError where nothing can be
-    written.
+    written, or where the file's name in there is another one's.
     """
     chosen = _format(format)
     target = Target(Path(path))
@@ -147,4 +147,7 @@ def write(rows: Iterable[Row], path: str | Path, format: str) -> list[Problem]:
             temporary.write_text(to_json(values[0]) + "\n", encoding="utf-8")
     else:
         save(target.path, values)
+    for name, text in target.beside.items():
+        with whole(target.path.with_name(name)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return target.problems

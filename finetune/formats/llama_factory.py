@@ -23,8 +23,8 @@ from typing import Any, Final
 
 from finetune.formats import alpaca
 from finetune.formats.base import Format, messages_of
-from finetune.formats.containers import Record, records, whole
-from finetune.formats.reading import ROLES, Reading, Source, Tags
+from finetune.formats.containers import Record, records
+from finetune.formats.reading import ROLES, Reading, Source, Tags, named
 from finetune.formats.writing import Target, Writing, each
 from finetune.rows import Row
 from vidqa.errors import UsageError
@@ -55,23 +55,34 @@ def descriptions(path: Path) -> dict[str, Description]:
 
     Raises UsageError for one that cannot be read.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}; mend it, or give --format") from error
+    value = _content(path)
     if not isinstance(value, dict):
         return {}  # ms-swift has lists under this name
     return {name: one for name, one in value.items() if isinstance(one, dict)}
 
 
+def _content(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}; mend it, or give --format") from error
+
+
 def description_of(path: Path) -> Description | None:
     """What the dataset_info.json beside a data file says of it."""
-    for one in descriptions(path.parent / INFO).values():
-        name = one.get("file_name")
-        if isinstance(name, str) and (path.parent / name).resolve() == path.resolve():
-            return one
+    known = descriptions(path.parent / INFO)
+    name = _name_of(path, known)
+    return None if name is None else known[name]
+
+
+def _name_of(path: Path, known: Mapping[str, Any]) -> str | None:
+    """The name under which a data file is described, in the dataset_info.json beside it."""
+    for name, one in known.items():
+        file = one.get("file_name") if isinstance(one, dict) else None
+        if isinstance(file, str) and (path.parent / file).resolve() == path.resolve():
+            return name
     return None
 
 
@@ -153,7 +164,8 @@ def _sharegpt(reading: Reading, columns: Mapping[str, str], tags: Tags) -> Row:
 
 def _write(rows: Sequence[Row], target: Target) -> Sequence[Mapping[str, Any]]:
     found = each(rows, target, _record)
-    _describe(target.path, found)
+    known = _with_description(target.path, found)
+    target.beside[INFO] = json.dumps(known, indent=2, ensure_ascii=False) + "\n"
     return found
 
 
@@ -166,19 +178,34 @@ def _record(writing: Writing) -> dict[str, Any]:
     }
 
 
-def _describe(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
-    """Puts the file into the dataset_info.json beside it; what else is in there stays."""
+def _with_description(path: Path, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the dataset_info.json beside a file is to say: what it says now, and of the file.
+
+    Raises UsageError where that would take the place of what is somebody else's.
+    """
     info = path.parent / INFO
+    if path.name == INFO:
+        raise UsageError(f"{path}: is the name of the description; give the data another one")
+    known = _content(info)
+    if not isinstance(known, dict):
+        raise UsageError(
+            f"{info}: holds {named(known)}, and LLaMA-Factory wants an object there; "
+            "write to another folder"
+        )
+    name = _name_of(path, known)
+    if name is None and path.stem in known:
+        raise UsageError(
+            f"{info}: {path.stem!r} is {named(known[path.stem])} already, not {path.name}; "
+            "give the file another name, or write to another folder"
+        )
     kinds = [kind for kind in ("videos", "images") if any(kind in one for one in found)]
-    known = dict(descriptions(info))
-    known[path.stem] = {
+    description = {
         "file_name": path.name,
         "formatting": "sharegpt",
-        "columns": {name: name for name in ("messages", *kinds)},
+        "columns": {one: one for one in ("messages", *kinds)},
         "tags": _OPENAI_TAGS,
     }
-    with whole(info) as temporary:
-        temporary.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return {**known, name or path.stem: description}
 
 
 LLAMA_FACTORY = Format(

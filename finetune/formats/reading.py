@@ -19,18 +19,20 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from finetune.formats import marks
 from finetune.formats.containers import Record
+from finetune.formats.pictures import frame_files, is_frames, is_picture
 from finetune.rows import Boxed, Media, Origin, Part, Ref, Role, Row, Task, Turn
+from vidqa.errors import VideoError
 
 Kind = Literal["video", "image"]
 
 PLACEHOLDERS: Final[dict[str, Kind]] = {"<video>": "video", "<image>": "image"}
-PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 # The names that each tool gives to the same thing; the first is ours.
 TIMES: Final = {
@@ -87,21 +89,6 @@ class Source:
 
 def is_address(path: str) -> bool:
     return bool(_ADDRESS.match(path))
-
-
-def frame_files(folder: str) -> tuple[str, ...]:
-    """The pictures in a folder, by number where their names have one: frame_2 before frame_10."""
-    names = [name for name in os.listdir(folder) if name.lower().endswith(PICTURE_SUFFIXES)]
-    visible = [name for name in names if not name.startswith(".")]
-    return tuple(os.path.join(folder, name) for name in sorted(visible, key=_by_number))
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    return [(int(piece), "") if piece.isdecimal() else (0, piece) for piece in _pieces(name)]
-
-
-def _pieces(name: str) -> list[str]:
-    return [piece for piece in re.split(r"([0-9]+)", name) if piece]
 
 
 def as_value(text: Any) -> Any:
@@ -197,7 +184,7 @@ class Reading:
         if value is None or value == "":
             return []
         entries = value if isinstance(value, list) else [value]
-        if kind == "video" and len(entries) > 1 and all(map(_is_picture, entries)):
+        if kind == "video" and _are_frames(entries):
             entries = [entries]
         found = [self.medium(kind, entry) for entry in entries]
         return [one for one in found if one is not None]
@@ -218,7 +205,8 @@ class Reading:
     def _files(self, kind: Kind, entry: str) -> tuple[str, ...]:
         path = self.source.resolve(entry)
         if kind == "video" and os.path.isdir(path):
-            return frame_files(path) or (path,)
+            with suppress(VideoError):  # `check` tells of it
+                return frame_files(path)
         return (path,)
 
     def described(self, kind: Kind, entry: Mapping[str, Any]) -> Media | None:
@@ -238,7 +226,7 @@ class Reading:
         given: dict[str, float] = {}
         for name, keys in TIMES.items():
             value = next((entry[key] for key in keys if entry.get(key) is not None), None)
-            if value is None or (name == "fps" and not _is_frames(medium)):
+            if value is None or (name == "fps" and not is_frames(medium)):
                 continue  # of a file, it is a wish how many frames to take, as qwen-vl-utils has it
             if (number := seconds(value)) is None:
                 self.fault(f"{keys[0]} is {named(value)}, not a time")
@@ -368,7 +356,7 @@ class Reading:
 def _takes(name: str, medium: Media) -> bool:
     """Whether a field of the row can mean this medium; a rate means frames alone."""
     if name == "fps":
-        return _is_frames(medium)
+        return is_frames(medium)
     return (medium.kind == "image") == (name == "at_seconds")
 
 
@@ -376,12 +364,8 @@ def _content(message: Mapping[str, Any], tags: Tags) -> Any:
     return next((message[key] for key in tags.content_keys if message.get(key) is not None), "")
 
 
-def _is_frames(medium: Media) -> bool:
-    return medium.kind == "video" and (len(medium.paths) > 1 or _is_picture(medium.paths[0]))
-
-
-def _is_picture(entry: Any) -> bool:
-    return isinstance(entry, str) and entry.lower().endswith(PICTURE_SUFFIXES)
+def _are_frames(entries: Sequence[Any]) -> bool:
+    return len(entries) > 1 and all(isinstance(one, str) and is_picture(one) for one in entries)
 
 
 def _article(kind: str) -> str:

@@ -35,10 +35,14 @@ class CannotHold(Exception):
 
 @dataclass
 class Target:
-    """The file that is written, and what its reader will not find in it."""
+    """The file that is written, and what its reader will not find in it.
+
+    `beside` are texts by file name, which tell of the file and are written to its folder after it.
+    """
 
     path: Path
     problems: list[Problem] = field(default_factory=list)
+    beside: dict[str, str] = field(default_factory=dict)
 
     def name(self, path: str) -> str:
         """A path for the file: relative to its folder where it lies below it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vidqa.cli.finetune import finetune_app
+from vidqa.cli.rows import not_the_data
 from vidqa.command import FAILED, Run, verb
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def convert(
     from finetune.formats import read, write
 
     rows = read(source, format, media_dir)
+    # A dataset_info.json was read from the files that it names.
+    not_the_data("DST", target, {source, *(Path(row.origin.file) for row in rows)})
     problems = write(rows, target, to)
     left_out = sum(one.message.startswith("left out") for one in problems)
     written = len(rows) - left_out

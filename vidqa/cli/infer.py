@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune.shelf import DEFAULT_FOLDER
-from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format, MediaDir
+from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format, MediaDir, not_the_data
 from vidqa.command import FAILED, Run
 from vidqa.errors import UsageError
 
@@ -62,8 +62,8 @@ def infer(
             return
     if not data:
         raise UsageError("Missing option '--data': name a file with rows, or --merge DIR")
-    if output is not None and output.resolve() in [one.resolve() for one in data]:
-        raise UsageError(f"--output {output}: that is the data; name another file")
+    if output is not None:
+        not_the_data("--output", output, data)
     rows = read_rows(data, format, media_dir)
     if not rows:
         run.found_nothing(f"no row in {', '.join(map(str, data))}")

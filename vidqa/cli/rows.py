@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vidqa.command import Run
+from vidqa.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune.infer import InferOptions, OpenClient, Show
@@ -65,6 +66,12 @@ def read_rows(files: Sequence[Path], format: str | None, media_dir: Path | None)
     from finetune.formats import read
 
     return [row for file in files for row in read(file, format, media_dir)]
+
+
+def not_the_data(name: str, path: Path, data: Iterable[Path]) -> None:
+    """Raises UsageError for a file to write that is one of those to read; `name` is its option."""
+    if path.resolve() in {one.resolve() for one in data}:
+        raise UsageError(f"{name} {path}: that is the data; name another file")
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,9 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
         held_out_plan=held_out_plan,
         files=tuple(files + held_files),
         parameters=counted.parameters,
-        memory=estimate(shape_of(counted.config), counted.parameters, plan, training_of(recipe)),
+        memory=estimate(
+            shape_of(counted.config), counted.parameters, plan, training_of(recipe, counted)
+        ),
         seconds=guess_seconds(plan, held_out_plan, counted, recipe),
     )
 

@@ -21,7 +21,15 @@ from training_parts import PAD, StandIn, losses, new_model, run
 from finetune.dataset import IGNORE, collate
 from finetune.features import Seen, with_features
 from finetune.loss import answer_loss, answer_scores, label_places
-from finetune.model import component, load_base, parameter_groups, trainable
+from finetune.model import (
+    WHOLE_BESIDE_4_BITS,
+    component,
+    load_base,
+    parameter_groups,
+    prepare,
+    sketch,
+    trainable,
+)
 from finetune.recipe import Recipe
 from finetune.run_folder import last_checkpoint, step_of
 
@@ -140,6 +148,41 @@ def test_an_adapter_is_trained_in_the_language_layers_alone() -> None:
     counts = trainable(new_model(Recipe()))
     assert counts["language"][0] > 0
     assert (counts["vision"][0], counts["merger"][0]) == (0, 0)
+
+
+def test_what_qlora_leaves_out_of_4_bits_stays_in_bf16() -> None:
+    model = prepare(load_base(training_parts.TINY, Recipe(precision="bf16")), Recipe(qlora=True))
+    kept, trained = (
+        {one.dtype for one in model.parameters() if one.requires_grad == trains}
+        for trains in (False, True)
+    )
+    assert (kept, trained) == ({torch.bfloat16}, {torch.float32})
+
+
+def test_over_weights_in_bf16_an_adapter_learns_with_activations_computed_twice() -> None:
+    model = load_base(training_parts.TINY, Recipe(precision="bf16"))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = prepare(model, Recipe(qlora=True)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer_loss(model, collate([StandIn(1)[0]], PAD), tokens=4.0).backward()
+    found = gradients(model)
+    assert len(found) == len([one for one in model.parameters() if one.requires_grad])
+    assert all(one.any() for name, one in found.items() if "lora_B" in name)
+
+
+def test_weights_in_4_bits_are_those_of_the_language_layers_alone() -> None:
+    from torch import nn
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    model = load_base(training_parts.TINY, Recipe())
+    converted = {
+        name: one.weight.numel()
+        for name, one in model.named_modules()
+        if type(one) is nn.Linear and should_convert_module(name, WHOLE_BESIDE_4_BITS)
+    }
+    assert {name.split(".layers.")[0] for name in converted} == {"model.language_model"}
+    assert sketch(training_parts.TINY, Recipe(qlora=True)).in_4_bits == sum(converted.values())
+    assert sketch(training_parts.TINY, Recipe()).in_4_bits == 0
 
 
 def test_components_have_their_own_rates_and_only_matrices_decay() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from finetune.dataset import collate
-from finetune.features import Rows, Seen, takes_features
+from finetune.features import Room, Rows, Seen, takes_features
 from finetune.recipe import Recipe
 from finetune.run_folder import LOG, cut_log, drop_broken, last_checkpoint, step_of
 from finetune.trainer import (
@@ -91,9 +91,9 @@ def fit(
         )
         journal.trainer = trainer
         if _may_keep_features(trainer, recipe):
-            limit = recipe.feature_gib * 2**30
-            trainer.train_dataset = Seen(rows, model, limit)
-            trainer.eval_dataset = Seen(held_out, model, limit) if held_out else None
+            room = Room(recipe.feature_gib * 2**30)
+            trainer.train_dataset = Seen(rows, model, room)
+            trainer.eval_dataset = Seen(held_out, model, room) if held_out else None
         with stop.listening():
             trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     return Fitted(

@@ -19,7 +19,7 @@ from torch.nn import functional
 from training_parts import PAD, StandIn, losses, new_model, run
 
 from finetune.dataset import IGNORE, collate
-from finetune.features import Seen, with_features
+from finetune.features import Room, Seen, with_features
 from finetune.loss import answer_loss, answer_scores, label_places
 from finetune.model import (
     WHOLE_BESIDE_4_BITS,
@@ -388,7 +388,7 @@ def test_two_processes_have_the_losses_of_one_with_their_rows_together(tmp_path:
 def test_a_row_is_encoded_and_looked_at_once() -> None:
     model = new_model(Recipe())
     rows = StandIn(2)
-    seen = Seen(rows, model, limit_bytes=1e9)
+    seen = Seen(rows, model, Room(1e9))
     first = seen[0]
     again = seen[0]
     assert rows.asked == [0]
@@ -400,8 +400,8 @@ def test_rows_whose_features_are_not_kept_are_not_kept_either() -> None:
     """A row's tokens are small, and would fit where its features do not."""
     rows = StandIn(2)
     model = new_model(Recipe())
-    features = Seen(rows, model, limit_bytes=1e9)[0]["video_features"]
-    seen = Seen(rows, model, limit_bytes=features.numel() * features.element_size() - 1)
+    features = Seen(rows, model, Room(1e9))[0]["video_features"]
+    seen = Seen(rows, model, Room(features.numel() * features.element_size() - 1))
     rows.asked.clear()
     for at in (0, 1, 0, 1):
         seen[at]
@@ -410,15 +410,25 @@ def test_rows_whose_features_are_not_kept_are_not_kept_either() -> None:
 
 def test_rows_beyond_the_memory_allowed_are_made_each_time() -> None:
     rows = StandIn(2)
-    seen = Seen(rows, new_model(Recipe()), limit_bytes=10)
+    seen = Seen(rows, new_model(Recipe()), Room(10))
     assert seen[0].keys() == seen[0].keys()
     assert rows.asked == [0, 0]
+
+
+def test_rows_and_held_out_rows_share_the_memory_allowed() -> None:
+    rows, held_out = StandIn(1), StandIn(1, first=1000)
+    model = new_model(Recipe())
+    item = Seen(rows, model, Room(1e9))[0]
+    room = Room(1.5 * sum(one.numel() * one.element_size() for one in item.values()))
+    for seen in (Seen(rows, model, room), Seen(held_out, model, room)):
+        assert seen[0].keys() == seen[0].keys()
+    assert (rows.asked, held_out.asked) == ([0, 0], [0, 0])
 
 
 def test_features_stand_in_for_pixels() -> None:
     model = new_model(Recipe()).eval()
     rows = StandIn(2)
-    seen = Seen(rows, model, limit_bytes=1e9)
+    seen = Seen(rows, model, Room(1e9))
     pixels = answer_scores(model, collate([rows[0], rows[1]], PAD))
     features = answer_scores(model, with_features(collate([seen[0], seen[1]], PAD)))
     torch.testing.assert_close(features, pixels, rtol=1e-4, atol=1e-4)

@@ -274,6 +274,21 @@ def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(
         assert gone_on == pytest.approx(unbroken, rel=0.01)
 
 
+def test_tensorboard_shows_each_step_of_a_run_that_went_on_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def crash(line: dict[str, Any]) -> None:
+        if "loss" in line and line["step"] == 3:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path, crash, max_steps=4)
+    run(tmp_path, max_steps=4)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [one.step for one in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [one.step for one in events.Scalars("eval/loss")] == [0, 2, 4]
+
+
 def test_an_interrupt_leaves_a_checkpoint_of_the_step_in_hand(tmp_path: Path) -> None:
     process = child(str(tmp_path), "{}", "--interrupt-at", "3")
     output, errors = process.communicate(timeout=240)

@@ -54,7 +54,7 @@ from finetune.run_folder import (
     write_json,
     write_run,
 )
-from finetune.shelf import Shelf
+from finetune.shelf import shelf_of
 from vidqa import adapters, model_card
 from vidqa.boxes import family_of
 from vidqa.children import usable_cpus
@@ -250,7 +250,7 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
     family = family_of(str(config.get("model_type")))
     recipe = order.recipe
     counted = sketch(folder, recipe)
-    shelf = Shelf(recipe.cache, int(recipe.cache_gib * 2**30)) if recipe.cache_gib else None
+    shelf = shelf_of(recipe.cache, recipe.cache_gib)
     encoder = Encoder(load_processor(str(folder)), look_of(recipe), family, shelf)
     budget = Budget(max_tokens=recipe.max_row_tokens)
     on_stage(f"looking at {len(rows) + len(held_out):,} rows")

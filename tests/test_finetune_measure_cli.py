@@ -80,6 +80,17 @@ def test_frames_come_from_the_cache_when_the_video_is_gone(
     assert run(endpoint, "infer", "--data", "rows.jsonl", "--output", "b.jsonl").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "verb", [("infer", "--output", "a.jsonl"), ("finetune", "eval", "--output", "results")]
+)
+def test_without_room_in_the_cache_no_frames_are_kept(
+    place: Path, endpoint: FakeEndpoint, verb: tuple[str, ...]
+) -> None:
+    done = run(endpoint, *verb, "--data", "rows.jsonl", "--cache-gib", "0")
+    assert done.exit_code == 0, done.output
+    assert not (place / "cache").exists()
+
+
 def test_a_row_that_fails_is_named_and_makes_the_exit_code_1(
     place: Path, endpoint: FakeEndpoint
 ) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from finetune.shelf import DEFAULT_FOLDER
+from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB, shelf_of
 from vidqa.cli.finetune import finetune_app
-from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format
+from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, CacheGib, Data, Format
 from vidqa.command import FAILED, Run, verb
 from vidqa.errors import UsageError
 
@@ -46,6 +46,7 @@ def evaluate(
     format: Format = None,
     at_once: AtOnce = 8,
     cache: Cache = DEFAULT_FOLDER,
+    cache_gib: CacheGib = DEFAULT_GIB,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the intervals.")] = 0,
 ) -> None:
     """Let base and adapter answer held-out questions, and compare them with 95 % intervals.
@@ -74,7 +75,7 @@ def evaluate(
     if not rows:
         run.found_nothing(f"no row in {', '.join(map(str, data))}")
     probe_rows, probe_file = _probe(run, probe, format)
-    asked = choose(run, adapter, at_once, cache)
+    asked = choose(run, adapter, at_once, shelf_of(cache, cache_gib))
     folder = output or (asked.adapter_folder or _nowhere(asked.model)) / "evaluation"
     files = [*data, *probe_file]
     follows = made_by(files, asked.identity, asked.adapter_folder, asked.options)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.shelf import DEFAULT_FOLDER
-from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format
+from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB, Shelf, shelf_of
+from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, CacheGib, Data, Format
 from vidqa.command import FAILED, Run
 from vidqa.errors import UsageError
 
@@ -37,6 +37,7 @@ def infer(
     format: Format = None,
     at_once: AtOnce = 8,
     cache: Cache = DEFAULT_FOLDER,
+    cache_gib: CacheGib = DEFAULT_GIB,
 ) -> None:
     """Ask every row of a data file, many at once; or merge an adapter into a model of its own.
 
@@ -60,7 +61,7 @@ def infer(
         raise UsageError("Missing option '--data': name a file with rows, or --merge DIR")
     if output is not None and output.resolve() in [one.resolve() for one in data]:
         raise UsageError(f"--output {output}: that is the data; name another file")
-    _ask(run, data, adapter, output, format, at_once, cache)
+    _ask(run, data, adapter, output, format, at_once, shelf_of(cache, cache_gib))
 
 
 def _merged(run: Run, adapter: str | None, merge: Path) -> Run:
@@ -97,7 +98,7 @@ def _ask(
     output: Path | None,
     format: str | None,
     at_once: int,
-    cache: Path,
+    shelf: Shelf | None,
 ) -> None:
     from finetune.answer_file import AnswerFile
     from finetune.infer import infer as ask_rows
@@ -107,7 +108,7 @@ def _ask(
     rows = read_rows(data, format)
     if not rows:
         run.found_nothing(f"no row in {', '.join(map(str, data))}")
-    asked = choose(run, adapter, at_once, cache)
+    asked = choose(run, adapter, at_once, shelf)
     with progress(run) as advance:
 
         def on_progress(done: int, total: int) -> None:

@@ -57,13 +57,14 @@ def evaluate(
     vidqa finetune eval --data held-out.jsonl                    the base alone, before a training
 
     DIR gets metrics.json, report.html with the questions that the two answer differently, and the
-    answers themselves; run it again after an interruption and it goes on. Hold out whole videos: an
-    adapter that has seen a video answers about it from memory. --probe playground asks the bundled
-    tiny model what it was made to answer.
+    answers themselves; run it again after an interruption and it goes on. The figures are also put
+    on the adapter's card, which vidqa adapters show prints. Hold out whole videos: an adapter that
+    has seen a video answers about it from memory. --probe playground asks the bundled tiny model
+    what it was made to answer.
     """
     from dataclasses import replace
 
-    from finetune.evaluate import as_json, page, remarks, table, write_metrics
+    from finetune.evaluate import as_json, page, remarks, table, write_figures, write_metrics
     from finetune.evaluate import evaluate as compare
     from finetune.infer import made_by
     from vidqa.cli.rows import choose, progress, read_rows
@@ -97,6 +98,8 @@ def evaluate(
     results = replace(results, facts={name: follows[name] for name in ("data", "look", "sampling")})
     write_metrics(folder / "metrics.json", results)
     write_page(folder / "report.html", page(results, asked.show))
+    own = asked.adapter_folder
+    on_card = own is not None and write_figures(own, results)
     if run.json:
         run.emit(as_json(results))
     else:
@@ -104,6 +107,8 @@ def evaluate(
         for one in remarks(results):
             run.note(one)
         run.note(f"examples: {folder / 'report.html'}")
+        if on_card:
+            run.note(f"the figures are on its card too: vidqa adapters show {adapter}")
     if any(count for _, measured in results.sets for count in measured.failed.values()):
         raise typer.Exit(FAILED)
 

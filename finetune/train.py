@@ -11,6 +11,7 @@ Printing is the command's.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -73,6 +74,8 @@ VALIDATION = "validation.jsonl"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 Tell = Callable[[dict[str, Any]], None]
+# A stage, what of it is done, and of how much.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +229,14 @@ def run_of(order: Order, read: Sequence[adapters.DataFile] = ()) -> Run:
 # ---------------------------------------------------------------- before
 
 
-def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: None) -> Prepared:
+def prepare_rows(
+    order: Order,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> Prepared:
     """Reads, checks, splits and plans the rows; those that are not fit are dropped with a reason.
 
+    `on_progress` hears of the media that are decoded, which may take hours, and of the rows.
     Raises UsageError with file and line of media that cannot be read and of held-out videos that
     are trained on, NothingFound when no row is left.
     """
@@ -255,10 +263,20 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
     budget = Budget(max_tokens=recipe.max_row_tokens)
     on_stage(f"looking at {len(rows) + len(held_out):,} rows")
     plan, held_out_plan = (
-        _with(dropped, make_plan(group, encoder, budget, workers=_readers() if shelf else 0))
-        for group, dropped in (
-            (rows, sifted.dropped),
-            (held_out, sifted.held_out_dropped),
+        _with(
+            dropped,
+            make_plan(
+                group,
+                encoder,
+                budget,
+                functools.partial(on_progress, f"{which} rows"),
+                workers=_readers() if shelf else 0,
+                on_media=functools.partial(on_progress, f"media of {which} rows"),
+            ),
+        )
+        for which, group, dropped in (
+            ("training", rows, sifted.dropped),
+            ("held-out", held_out, sifted.held_out_dropped),
         )
     )
     _check_used(plan, "no row can be trained on")

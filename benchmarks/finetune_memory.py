@@ -1,6 +1,6 @@
 """What a training would take on one card: the table in docs/finetune.md, by the plan's estimate.
 
-    python benchmarks/finetune_memory.py
+    python -m benchmarks.finetune_memory      by its path it would take finetune.py here for ours
 
 Nothing is trained and no weights are needed: shapes are those of Qwen2-VL's published
 configurations, counted without memory. A test keeps the document's table equal to this one.
@@ -50,12 +50,14 @@ MODELS: dict[str, dict[str, Any]] = {
 ROWS = {1024: 4 * 195, 4096: 20 * 195}
 ANSWER_TOKENS = 64
 _PATCHES_PER_TOKEN = 4
-# name, whether all weights are trained, whether activations are computed twice
+# name, what is made, whether activations are computed twice
 KINDS = (
-    ("LoRA", False, False),
-    ("LoRA, checkpointing", False, True),
-    ("full, checkpointing", True, True),
+    ("LoRA", "lora", False),
+    ("LoRA, checkpointing", "lora", True),
+    ("QLoRA, checkpointing", "qlora", True),
+    ("full, checkpointing", "full", True),
 )
+RECIPES = {"lora": Recipe(), "qlora": Recipe(qlora=True), "full": Recipe(full=True)}
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,20 @@ def lines() -> Iterator[Line]:
         with tempfile.TemporaryDirectory() as folder:
             told = {"model_type": "qwen2_vl"} | config
             Path(folder, "config.json").write_text(json.dumps(told), encoding="utf-8")
-            counted = {full: sketch(Path(folder), Recipe(full=full)) for full in (False, True)}
-        for kind, full, checkpointing in KINDS:
+            counted = {made: sketch(Path(folder), recipe) for made, recipe in RECIPES.items()}
+        for kind, made, checkpointing in KINDS:
+            full = RECIPES[made].full
             training = Training(
                 weight_bytes=4.0 if full else 2.0,
+                in_4_bits=counted[made].in_4_bits,
                 rank=0 if full else Recipe().rank,
                 dropout=Recipe().dropout > 0,
                 checkpointing=checkpointing,
             )
             for tokens in ROWS:
                 found = estimate(
-                    shape_of(counted[full].config),
-                    counted[full].parameters,
+                    shape_of(counted[made].config),
+                    counted[made].parameters,
                     _plan(tokens),
                     training,
                 )

@@ -24,12 +24,13 @@ _LAYER_SECONDS = {"cpu": 1.5e-3, "cuda": 0.6e-3}
 _SIDE = {"cpu": 512, "cuda": 4096}
 
 
-def training_of(recipe: Recipe) -> Training:
-    """What of a recipe decides its memory, on this machine."""
+def training_of(recipe: Recipe, counted: Sketch) -> Training:
+    """What of a recipe and its model decides the memory, on this machine."""
     bf16 = precision_of(recipe) == "bf16"
     return Training(
         batch=recipe.batch,
-        weight_bytes=0.6 if recipe.qlora else 2.0 if bf16 and not recipe.full else 4.0,
+        weight_bytes=2.0 if bf16 and not recipe.full else 4.0,
+        in_4_bits=counted.in_4_bits,
         trained_bytes=4.0,
         compute_bytes=2.0 if bf16 else 4.0,
         rank=0 if recipe.full else recipe.rank,

@@ -3,6 +3,7 @@
     results = evaluate(rows, open_client, "birds", options=options, show=show, probe=probe_rows)
     results.held_out.tasks["answer"]["exact_match"].difference
     write_metrics(folder / "metrics.json", results)
+    write_figures(adapter_folder, results)         the same, short, in the adapter's card
     page(results, show)                            where the two differ, with the frames
 
 Both are shown the same pictures in the same prompts: those of the adapter's look. The probe is
@@ -29,7 +30,7 @@ from finetune.answer_file import AnswerFile, Record
 from finetune.infer import InferOptions, Kept, OpenClient, Show, infer
 from finetune.metrics import Comparison, Figure
 from finetune.rows import Row
-from vidqa import report
+from vidqa import adapters, report
 from vidqa.boxes import Box
 from vidqa.drawing import draw
 from vidqa.errors import VidqaError
@@ -108,7 +109,7 @@ class Results:
             prefix = "" if name == "held-out" else f"{name}."
             for task, measure, one in _flat(measured):
                 figure = one.adapter if of == "adapter" else one.base
-                if figure is not None:
+                if figure is not None and not math.isnan(figure.value):
                     found[f"{prefix}{task}.{measure}"] = round(figure.value, 4)
         return found
 
@@ -349,6 +350,28 @@ def _rounded(value: float) -> float | None:
 def write_metrics(path: Path, results: Results) -> None:
     """Writes metrics.json, whole or not at all."""
     write_whole(path, f"{json.dumps(as_json(results), indent=1)}\n".encode())
+
+
+def write_figures(folder: Path, results: Results) -> bool:
+    """Puts the figures of base and adapter into the adapter's card, beside those of its training.
+
+    Those of an earlier evaluation go. False where nothing was measured, where the folder holds no
+    card of vidqa's, or where it cannot be written: an adapter may be somebody else's.
+    """
+    found = {"before": results.figures("base"), "after": results.figures("adapter")}
+    if not found["after"] or not (folder / adapters.CARD).is_file():
+        return False
+    card = adapters.read(folder)
+    told = {
+        # What an evaluation tells of has a dot in its name, what a training tells of has none.
+        name: {key: one for key, one in card.metrics.get(name, {}).items() if "." not in key} | some
+        for name, some in found.items()
+    }
+    try:
+        adapters.write(folder, dataclasses.replace(card, metrics={**card.metrics, **told}))
+    except OSError:
+        return False
+    return True
 
 
 def page(results: Results, show: Show, most: int = MOST_EXAMPLES) -> str:

@@ -1,10 +1,11 @@
 """What a frozen vision tower saw, kept: it says the same of the same frames in every epoch.
 
-    rows = Seen(dataset, model, limit_bytes=2 << 30)
+    room = Room(2 << 30)
+    rows, held_out = Seen(dataset, model, room), Seen(others, model, room)
 
 A row is encoded and looked at when it is first asked for; later it costs nothing. In training
-tiny-qwen2-vl, whose tower is most of it, that is most of the time. A row that no longer fits
-into the limit is done anew each time. Rows about the same frames share what was seen.
+tiny-qwen2-vl, whose tower is most of it, that is most of the time. A row for which there is no
+room left is done anew each time. Rows about the same frames share what was seen.
 
 Not for towers that are trained, nor for weights that are spread over processes (FSDP, ZeRO-3).
 """
@@ -39,13 +40,26 @@ def takes_features(model: Any) -> bool:
     return str(model.config.model_type) in _TAKES_FEATURES
 
 
+class Room:
+    """Memory that several `Seen` may fill together."""
+
+    def __init__(self, limit_bytes: float) -> None:
+        self._free = limit_bytes
+
+    def take(self, size: int) -> bool:
+        """Whether so many bytes may be kept; they are taken then."""
+        fits = size <= self._free
+        self._free -= size * fits
+        return fits
+
+
 class Seen:
     """Rows whose pixels have become the visual tokens' embeddings, (tokens, width)."""
 
-    def __init__(self, rows: Rows, model: Any, limit_bytes: float) -> None:
+    def __init__(self, rows: Rows, model: Any, room: Room) -> None:
         self._rows = rows
         self._model = model
-        self._free = limit_bytes
+        self._room = room
         self._items: dict[int, Item] = {}
         self._features: dict[bytes, Tensor] = {}
 
@@ -62,8 +76,7 @@ class Seen:
             item[FEATURES], keeps = self._look(pixels, item[GRID])
         size = _bytes(one for name, one in item.items() if name != FEATURES)
         # A row holds on to its features: one without the other would be memory nobody counts.
-        if keeps and size <= self._free:
-            self._free -= size
+        if keeps and self._room.take(size):
             self._items[at] = item
         return dict(item)
 
@@ -73,10 +86,8 @@ class Seen:
         if name in self._features:
             return self._features[name], True
         seen = see(self._model, pixels, grid).cpu()
-        size = _bytes([seen])
-        keeps = size <= self._free
+        keeps = self._room.take(_bytes([seen]))
         if keeps:
-            self._free -= size
             self._features[name] = seen
         return seen, keeps
 

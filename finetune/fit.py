@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from finetune.dataset import collate
-from finetune.features import Rows, Seen, takes_features
+from finetune.features import Room, Rows, Seen, takes_features
 from finetune.recipe import Recipe
 from finetune.run_folder import LOG, cut_log, drop_broken, last_checkpoint, step_of
 from finetune.trainer import (
@@ -74,11 +74,12 @@ def fit(
     settings = arguments(
         recipe, output, schedule, evaluates=bool(held_out), resumes=begun is not None
     )
+    last = step_of(begun) if begun else -1
     if settings.process_index == 0:
         drop_broken(output)
-        cut_log(output, step_of(begun) if begun else -1)
+        cut_log(output, last)
     patience, stop = Patience(recipe.patience), StopOnSignal(on_stop)
-    with closing(_Log(output, settings.process_index == 0, tell)) as log:
+    with closing(_Log(output, last + 1, settings.process_index == 0, tell)) as log:
         journal = Journal(log)
         trainer = VlmTrainer(
             model=model,
@@ -91,9 +92,9 @@ def fit(
         )
         journal.trainer = trainer
         if _may_keep_features(trainer, recipe):
-            limit = recipe.feature_gib * 2**30
-            trainer.train_dataset = Seen(rows, model, limit)
-            trainer.eval_dataset = Seen(held_out, model, limit) if held_out else None
+            room = Room(recipe.feature_gib * 2**30)
+            trainer.train_dataset = Seen(rows, model, room)
+            trainer.eval_dataset = Seen(held_out, model, room) if held_out else None
         with stop.listening():
             trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     return Fitted(
@@ -115,7 +116,7 @@ def _may_keep_features(trainer: VlmTrainer, recipe: Recipe) -> bool:
 class _Log:
     """Lines of the log: to the file, to TensorBoard, and to whoever listens."""
 
-    def __init__(self, output: Path, writes: bool, tell: Tell) -> None:
+    def __init__(self, output: Path, first_step: int, writes: bool, tell: Tell) -> None:
         self._tell = tell
         self._board: Any = None
         self._file = None
@@ -124,7 +125,9 @@ class _Log:
             with suppress(ImportError):  # it is an option of the extra, not a condition
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._board = SummaryWriter(str(output / TENSORBOARD))
+                # What a run that was killed had written after its checkpoint is written again.
+                folder = str(output / TENSORBOARD)
+                self._board = SummaryWriter(folder, purge_step=first_step)
 
     def __call__(self, line: dict[str, Any]) -> None:
         if self._file is not None:

@@ -203,7 +203,7 @@ class _Asking:
     ) -> dict[str, Any]:
         options = self._options
         prompt, expected = scoring.cut(row, whole, turn)
-        reply = self._client.reply(prompt, options.sampling, model=options.model)
+        reply = self._client.reply(prompt, options.sampling, model=options.model, is_plain=True)
         text = "".join([piece async for piece in reply]).strip()
         answer: dict[str, Any] = {"question": scoring.question_text(row, turn), "text": text}
         if expected is not None:

@@ -30,6 +30,9 @@ Layout = Literal["auto", "ask", "plain"]
 # Marks of names and boxes are what some models are to write.
 _CONTROL = re.compile(r"<\|(?=(?:im_start|im_end|endoftext|vision_\w+|\w+_pad)\|>)")
 
+# Stands for a box of ours while a text is put in plain words; of Unicode's private characters.
+_HELD = "\ue000{}\ue001"
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -92,7 +95,8 @@ def messages(row: Row, shown: Sequence[Shown], look: Look, family: Family) -> li
     """OpenAI messages of the whole conversation; the assistant's have a string as their content.
 
     `shown` is one for each of `row.media`. Media go as lists of frames. Text of system and user is
-    in plain words, as it is when it is served. Raises UsageError where the numbers differ.
+    in plain words but for the marks of the row's own boxes, so it is to be sent as it is
+    (`is_plain` of `AsyncVlmClient.reply`). Raises UsageError where the numbers differ.
     """
     if len(shown) != len(row.media):
         raise UsageError(f"{row.origin}: {len(row.media)} media, but {len(shown)} are shown")
@@ -106,6 +110,7 @@ class _Layout:
     def __init__(self, row: Row, shown: Sequence[Shown], look: Look, family: Family) -> None:
         self._row, self._shown, self._look, self._family = row, shown, look, family
         self._met = 0  # media of the turns before
+        self._held: list[str] = []  # boxes of questions, as the family writes them
 
     def messages(self) -> list[dict[str, Any]]:
         return [self._message(turn) for turn in self._row.turns]
@@ -113,9 +118,24 @@ class _Layout:
     def _message(self, turn: Turn) -> dict[str, Any]:
         if turn.role == "assistant":
             return {"role": "assistant", "content": self._answer(turn)}
-        content = self._content(turn)
-        (message,) = in_plain_words([{"role": turn.role, "content": content}])
-        return message
+        return self._plain({"role": turn.role, "content": self._content(turn)})
+
+    def _plain(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message in plain words, with the boxes that were held back in their places."""
+        (plain,) = in_plain_words([message])
+        content = plain["content"]
+        if isinstance(content, str):
+            return plain | {"content": self._with_boxes(content)}
+        texts = [
+            part | {"text": self._with_boxes(part["text"])} if part["type"] == "text" else part
+            for part in content
+        ]
+        return plain | {"content": texts}
+
+    def _with_boxes(self, text: str) -> str:
+        for n, box in enumerate(self._held):
+            text = text.replace(_HELD.format(n), box)
+        return text
 
     def _content(self, turn: Turn) -> Any:
         """The parts, or a string where nothing but text is said."""
@@ -149,11 +169,18 @@ class _Layout:
             return part
         if isinstance(part, Ref):
             return boxes.write_ref(self._family, part.text) if role == "assistant" else part.text
+        if isinstance(part, Media):
+            return ""
+        sizes = self._sizes(part.media)
         if isinstance(part, Boxed):
-            return boxes.write_box(self._family, part.box, *self._sizes(part.media))
-        if isinstance(part, Located):
-            return boxes.write_located(self._family, part.things, *self._sizes(part.media))
-        return ""
+            written = boxes.write_box(self._family, part.box, *sizes)
+        else:
+            written = boxes.write_located(self._family, part.things, *sizes)
+        # Only qwen2-vl has marks, and breaks up those in names; in JSON a name is anybody's text.
+        if role == "assistant" or self._family != "qwen2-vl":
+            return written
+        self._held.append(written)
+        return _HELD.format(len(self._held) - 1)
 
     def _sizes(self, media: int) -> tuple[boxes.Size, boxes.Size]:
         """The size of the original and of what the model sees, as (width, height)."""
@@ -173,7 +200,7 @@ class _Asking(_Layout):
         system = "\n".join(self._content(turn) for turn in self._row.turns if turn.role == "system")
         first = prompt.build_messages("", (), instructions=system)[:1]
         turns = [turn for turn in self._row.turns if turn.role != "system"]
-        return in_plain_words(first) + [self._message(turn) for turn in turns]
+        return [self._plain(one) for one in first] + [self._message(turn) for turn in turns]
 
     def _content(self, turn: Turn) -> Any:
         if turn.role == "system":

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,10 @@ from vidqa.compat import declare_torchvision_operators
 from vidqa.errors import MissingExtra, ModelError, UsageError
 
 Component = Literal["language", "merger", "vision"]
+
+# What stays whole when weights are put into 4 bits. transformers compares from the beginning of a
+# layer's name: `visual` alone would name nothing within the tower.
+WHOLE_BESIDE_4_BITS = ["model.visual", "lm_head"]
 
 # Named in messages about targets that fit nothing.
 _EXAMPLES = 3
@@ -90,10 +94,14 @@ def load_base(folder: Path, recipe: Recipe) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A model as it will be trained, without its weights: (trained, all) of each component."""
+    """A model as it will be trained, without its weights: (trained, all) of each component.
+
+    `in_4_bits` are those of all that are held so.
+    """
 
     config: Any
     parameters: dict[str, tuple[int, int]]
+    in_4_bits: int = 0
 
 
 def sketch(folder: Path, recipe: Recipe) -> Sketch:
@@ -105,10 +113,12 @@ def sketch(folder: Path, recipe: Recipe) -> Sketch:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
-            model = prepare(model, replace(recipe, qlora=False))
+            in_4_bits = _count_in_4_bits(model) if recipe.qlora else 0
+            model = prepare(model, recipe)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: cannot be read ({' '.join(str(error).split())})") from error
-    return Sketch(config, {str(part): counts for part, counts in trainable(model).items()})
+    counts = {str(part): counts for part, counts in trainable(model).items()}
+    return Sketch(config, counts, in_4_bits)
 
 
 def check_qlora() -> None:
@@ -126,7 +136,7 @@ def check_qlora() -> None:
 
 
 def _in_4_bits() -> dict[str, Any]:
-    """nf4 with double quantization (Dettmers et al., QLoRA, 2023); the vision tower stays whole."""
+    """nf4 with double quantization (Dettmers et al., QLoRA, 2023), of the language layers alone."""
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -135,9 +145,18 @@ def _in_4_bits() -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_quant_storage=torch.bfloat16,  # what FSDP can shard
-        llm_int8_skip_modules=["visual", "lm_head"],
+        llm_int8_skip_modules=WHOLE_BESIDE_4_BITS,
     )
     return {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
+
+
+def _count_in_4_bits(model: nn.Module) -> int:
+    """Weights that `_in_4_bits` holds so: of linear layers; their biases stay as they are."""
+    return sum(
+        one.weight.numel()
+        for name, one in model.named_modules()
+        if type(one) is nn.Linear and not name.startswith(tuple(WHOLE_BESIDE_4_BITS))
+    )
 
 
 def prepare(model: Any, recipe: Recipe) -> Any:
@@ -150,10 +169,11 @@ def prepare(model: Any, recipe: Recipe) -> Any:
             weight.requires_grad_(recipe.train_vision or component(name) == "language")
         return model
     check_targets(model, recipe.targets)
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
-    if recipe.qlora:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    # Nor does QLoRA take PEFT's prepare_model_for_kbit_training: what is not in 4 bits (tower,
+    # embeddings, head) it would put into float32, which is more than the 4 bits save there.
+    # Freezing is done below, and checkpointing without re-entrance needs no inputs with gradients.
     targets = recipe.targets
     if recipe.train_vision:
         targets = f"({targets})|({VISION_TARGETS})"

@@ -24,6 +24,8 @@ from finetune.rows import Media, Origin, Row
 from vidqa.errors import UsageError, VideoError
 from vidqa.select import fitted_size
 
+# nf4: 4 bits, 8 for the scale of 64 weights, 32 for the scale of 256 of these (QLoRA, section 3).
+_BYTES_IN_4_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 # Each try with smaller frames has this part of the pixels of the one before.
 _SHRINK = 0.85
 
@@ -241,13 +243,14 @@ def shape_of(config: Any) -> Shape:
 class Training:
     """What of a recipe decides its memory.
 
-    `weight_bytes` is of one weight that is not trained: 4, 2, or about 0.6 in 4 bits. Weights that
-    are trained are kept in `trained_bytes` each, and so are their gradients. `rank` is 0 for
-    training without an adapter.
+    `weight_bytes` is of one weight that is not trained, but for so many that are `in_4_bits`.
+    Weights that are trained are kept in `trained_bytes` each, and so are their gradients. `rank` is
+    0 for training without an adapter.
     """
 
     batch: int = 1
     weight_bytes: float = 2.0
+    in_4_bits: int = 0
     trained_bytes: float = 4.0
     compute_bytes: float = 2.0
     rank: int = 16
@@ -303,8 +306,13 @@ def estimate(
     kept = not training.rank and not training.checkpointing
     narrower = training.compute_bytes < training.trained_bytes
     copies = trained * training.compute_bytes if kept and narrower else 0.0
+    whole = every - trained - training.in_4_bits
     return Memory(
-        weights=round((every - trained) * training.weight_bytes + trained * training.trained_bytes),
+        weights=round(
+            training.in_4_bits * _BYTES_IN_4_BITS
+            + whole * training.weight_bytes
+            + trained * training.trained_bytes
+        ),
         gradients=round(trained * training.trained_bytes),
         optimizer=8 * trained,
         activations=round(tokens * language + patches * vision_bytes(shape, training) + copies),

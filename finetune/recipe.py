@@ -16,7 +16,7 @@ from dataclasses import Field, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.shelf import DEFAULT_FOLDER
+from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB
 from vidqa.config import SETTINGS, read_config
 from vidqa.errors import UsageError
 from vidqa.fields import check_bounds, convert, flag_in, setting, table_of
@@ -151,7 +151,7 @@ class Recipe:
     )
     cache: Path = setting(DEFAULT_FOLDER.expanduser(), "Folder of the frames decoded.", kind=Path)
     cache_gib: float = setting(
-        20.0, "Size of that folder, at most; 0: none.", minimum=0.0, maximum=100_000.0
+        DEFAULT_GIB, "Size of that folder, at most; 0: none.", minimum=0.0, maximum=100_000.0
     )
     feature_gib: float = setting(
         2.0,

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_FOLDER = Path("~/.cache/vidqa/frames")
-DEFAULT_MAX_BYTES = 20 * 2**30
+DEFAULT_GIB = 20.0
+DEFAULT_MAX_BYTES = int(DEFAULT_GIB * 2**30)
 
 _SUFFIX = ".pictures"
 _UNDER_WAY = ".tmp"
@@ -115,6 +116,11 @@ class Shelf:
                         continue
                     total += status.st_size
         return total, files
+
+
+def shelf_of(folder: Path, gib: float) -> Shelf | None:
+    """The shelf in a folder, as users give its size in GiB; none for 0."""
+    return Shelf(folder.expanduser(), int(gib * 2**30)) if gib else None
 
 
 def _is_stale(status: os.stat_result) -> bool:

@@ -11,6 +11,7 @@ Printing is the command's.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -54,7 +55,7 @@ from finetune.run_folder import (
     write_json,
     write_run,
 )
-from finetune.shelf import Shelf
+from finetune.shelf import shelf_of
 from vidqa import adapters, model_card
 from vidqa.boxes import family_of
 from vidqa.children import usable_cpus
@@ -71,6 +72,8 @@ _SAVING = "saving"
 VALIDATION = "validation.jsonl"
 
 Tell = Callable[[dict[str, Any]], None]
+# A stage, what of it is done, and of how much.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +231,14 @@ def run_of(order: Order, prepared: Prepared | None = None) -> Run:
 # ---------------------------------------------------------------- before
 
 
-def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: None) -> Prepared:
+def prepare_rows(
+    order: Order,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> Prepared:
     """Reads, checks, splits and plans the rows; those that are not fit are dropped with a reason.
 
+    `on_progress` hears of the media that are decoded, which may take hours, and of the rows.
     Raises UsageError with file and line of media that cannot be read and of held-out videos that
     are trained on, NothingFound when no row is left.
     """
@@ -252,15 +260,25 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
     family = family_of(str(config.get("model_type")))
     recipe = order.recipe
     counted = sketch(folder, recipe)
-    shelf = Shelf(recipe.cache, int(recipe.cache_gib * 2**30)) if recipe.cache_gib else None
+    shelf = shelf_of(recipe.cache, recipe.cache_gib)
     encoder = Encoder(load_processor(str(folder)), look_of(recipe), family, shelf)
     budget = Budget(max_tokens=recipe.max_row_tokens)
     on_stage(f"looking at {len(rows) + len(held_out):,} rows")
     plan, held_out_plan = (
-        _with(dropped, make_plan(group, encoder, budget, workers=_readers() if shelf else 0))
-        for group, dropped in (
-            (rows, sifted.dropped),
-            (held_out, sifted.held_out_dropped),
+        _with(
+            dropped,
+            make_plan(
+                group,
+                encoder,
+                budget,
+                functools.partial(on_progress, f"{which} rows"),
+                workers=_readers() if shelf else 0,
+                on_media=functools.partial(on_progress, f"media of {which} rows"),
+            ),
+        )
+        for which, group, dropped in (
+            ("training", rows, sifted.dropped),
+            ("held-out", held_out, sifted.held_out_dropped),
         )
     )
     _check_used(plan, "no row can be trained on")
@@ -273,7 +291,9 @@ def prepare_rows(order: Order, on_stage: Callable[[str], None] = lambda stage: N
         held_out_plan=held_out_plan,
         files=tuple(files + held_files),
         parameters=counted.parameters,
-        memory=estimate(shape_of(counted.config), counted.parameters, plan, training_of(recipe)),
+        memory=estimate(
+            shape_of(counted.config), counted.parameters, plan, training_of(recipe, counted)
+        ),
         seconds=guess_seconds(plan, held_out_plan, counted, recipe),
     )
 

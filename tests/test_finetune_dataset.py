@@ -184,6 +184,12 @@ def test_a_row_is_measured_as_it_is_encoded(encoder: Encoder, film: Path, kind: 
     )
 
 
+def test_a_box_in_a_question_is_marked_by_tokens_of_the_model(bundled: Encoder, film: Path) -> None:
+    ids = bundled(rows(film)["boxes in text"])["input_ids"].tolist()
+    for mark in ("<|box_start|>", "<|box_end|>"):  # the question's and the answer's
+        assert ids.count(bundled.processor.tokenizer.convert_tokens_to_ids(mark)) == 2
+
+
 def test_answers_that_are_given_are_not_learned(bundled: Encoder, film: Path) -> None:
     row = rows(film)["turns"]
     given = tuple(

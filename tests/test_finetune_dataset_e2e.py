@@ -16,7 +16,7 @@ from finetune.layout import messages
 from finetune.media import show_row
 from tests.media import Format, three_shots
 from vidqa.engine import EngineHandle
-from vidqa.vlm import Sampling, VlmClient, in_plain_words
+from vidqa.vlm import Sampling, VlmClient
 
 pytestmark = pytest.mark.e2e
 
@@ -46,7 +46,7 @@ def served(engine: EngineHandle, chat: list[dict[str, Any]]) -> dict[str, Any]:
         headers={"Authorization": f"Bearer {engine.api_key}"},
         json={
             "model": engine.model,
-            "messages": in_plain_words(chat),
+            "messages": chat,
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": True,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapter_parts import make_adapter
 from fakes import FakeEndpoint
 from finetune_parts import asked, shown_of
 from PIL import Image
@@ -23,11 +24,13 @@ from finetune.evaluate import (
     page,
     remarks,
     table,
+    write_figures,
     write_metrics,
 )
 from finetune.infer import InferOptions
 from finetune.layout import Look, Shown
 from finetune.rows import Located, Row
+from vidqa.adapters import read
 from vidqa.boxes import Box
 from vidqa.errors import UsageError, VideoError
 from vidqa.vlm import AsyncVlmClient
@@ -100,6 +103,31 @@ def test_figures_for_the_adapters_card_are_flat() -> None:
     results, _ = run(probe=PROBE)
     assert results.figures("adapter")["answer.exact_match"] == 1.0
     assert results.figures("base")["probe.answer.exact_match"] == 1.0
+
+
+def test_the_card_tells_the_figures_beside_those_of_the_training(tmp_path: Path) -> None:
+    told = {"before": {"loss": 2.0, "choice.accuracy": 0.1}, "after": {"loss": 1.0}}
+    folder = make_adapter(tmp_path / "birds", card={"name": "birds", "metrics": told})
+    results, _ = run()
+    assert write_figures(folder, results)
+    assert read(folder).metrics == {
+        "before": {"loss": 2.0, "answer.exact_match": 0.5, "answer.token_f1": 0.5},
+        "after": {"loss": 1.0, "answer.exact_match": 1.0, "answer.token_f1": 1.0},
+    }
+
+
+def test_an_adapter_from_elsewhere_gets_no_card(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "birds")
+    results, _ = run()
+    assert not write_figures(folder, results)
+    assert not (folder / "adapter.json").exists()
+
+
+def test_the_base_alone_changes_no_card(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "birds", card={"metrics": {"before": {"loss": 2.0}}})
+    results, _ = run(adapter=None)
+    assert not write_figures(folder, results)
+    assert read(folder).metrics == {"before": {"loss": 2.0}}
 
 
 def test_a_row_that_one_of_them_could_not_be_asked_counts_for_neither() -> None:

@@ -19,9 +19,17 @@ from torch.nn import functional
 from training_parts import PAD, StandIn, losses, new_model, run
 
 from finetune.dataset import IGNORE, collate
-from finetune.features import Seen, with_features
+from finetune.features import Room, Seen, with_features
 from finetune.loss import answer_loss, answer_scores, label_places
-from finetune.model import component, load_base, parameter_groups, trainable
+from finetune.model import (
+    WHOLE_BESIDE_4_BITS,
+    component,
+    load_base,
+    parameter_groups,
+    prepare,
+    sketch,
+    trainable,
+)
 from finetune.recipe import Recipe
 from finetune.run_folder import last_checkpoint, step_of
 
@@ -142,6 +150,41 @@ def test_an_adapter_is_trained_in_the_language_layers_alone() -> None:
     assert (counts["vision"][0], counts["merger"][0]) == (0, 0)
 
 
+def test_what_qlora_leaves_out_of_4_bits_stays_in_bf16() -> None:
+    model = prepare(load_base(training_parts.TINY, Recipe(precision="bf16")), Recipe(qlora=True))
+    kept, trained = (
+        {one.dtype for one in model.parameters() if one.requires_grad == trains}
+        for trains in (False, True)
+    )
+    assert (kept, trained) == ({torch.bfloat16}, {torch.float32})
+
+
+def test_over_weights_in_bf16_an_adapter_learns_with_activations_computed_twice() -> None:
+    model = load_base(training_parts.TINY, Recipe(precision="bf16"))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = prepare(model, Recipe(qlora=True)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer_loss(model, collate([StandIn(1)[0]], PAD), tokens=4.0).backward()
+    found = gradients(model)
+    assert len(found) == len([one for one in model.parameters() if one.requires_grad])
+    assert all(one.any() for name, one in found.items() if "lora_B" in name)
+
+
+def test_weights_in_4_bits_are_those_of_the_language_layers_alone() -> None:
+    from torch import nn
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    model = load_base(training_parts.TINY, Recipe())
+    converted = {
+        name: one.weight.numel()
+        for name, one in model.named_modules()
+        if type(one) is nn.Linear and should_convert_module(name, WHOLE_BESIDE_4_BITS)
+    }
+    assert {name.split(".layers.")[0] for name in converted} == {"model.language_model"}
+    assert sketch(training_parts.TINY, Recipe(qlora=True)).in_4_bits == sum(converted.values())
+    assert sketch(training_parts.TINY, Recipe()).in_4_bits == 0
+
+
 def test_components_have_their_own_rates_and_only_matrices_decay() -> None:
     recipe = Recipe(
         train_vision=True,
@@ -229,6 +272,21 @@ def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
     for (_, gone_on), (_, unbroken) in zip(losses(tmp_path), losses(plain), strict=True):
         assert gone_on == pytest.approx(unbroken, rel=0.01)
+
+
+def test_tensorboard_shows_each_step_of_a_run_that_went_on_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def crash(line: dict[str, Any]) -> None:
+        if "loss" in line and line["step"] == 3:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path, crash, max_steps=4)
+    run(tmp_path, max_steps=4)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [one.step for one in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [one.step for one in events.Scalars("eval/loss")] == [0, 2, 4]
 
 
 def test_an_interrupt_leaves_a_checkpoint_of_the_step_in_hand(tmp_path: Path) -> None:
@@ -345,7 +403,7 @@ def test_two_processes_have_the_losses_of_one_with_their_rows_together(tmp_path:
 def test_a_row_is_encoded_and_looked_at_once() -> None:
     model = new_model(Recipe())
     rows = StandIn(2)
-    seen = Seen(rows, model, limit_bytes=1e9)
+    seen = Seen(rows, model, Room(1e9))
     first = seen[0]
     again = seen[0]
     assert rows.asked == [0]
@@ -357,8 +415,8 @@ def test_rows_whose_features_are_not_kept_are_not_kept_either() -> None:
     """A row's tokens are small, and would fit where its features do not."""
     rows = StandIn(2)
     model = new_model(Recipe())
-    features = Seen(rows, model, limit_bytes=1e9)[0]["video_features"]
-    seen = Seen(rows, model, limit_bytes=features.numel() * features.element_size() - 1)
+    features = Seen(rows, model, Room(1e9))[0]["video_features"]
+    seen = Seen(rows, model, Room(features.numel() * features.element_size() - 1))
     rows.asked.clear()
     for at in (0, 1, 0, 1):
         seen[at]
@@ -367,15 +425,25 @@ def test_rows_whose_features_are_not_kept_are_not_kept_either() -> None:
 
 def test_rows_beyond_the_memory_allowed_are_made_each_time() -> None:
     rows = StandIn(2)
-    seen = Seen(rows, new_model(Recipe()), limit_bytes=10)
+    seen = Seen(rows, new_model(Recipe()), Room(10))
     assert seen[0].keys() == seen[0].keys()
     assert rows.asked == [0, 0]
+
+
+def test_rows_and_held_out_rows_share_the_memory_allowed() -> None:
+    rows, held_out = StandIn(1), StandIn(1, first=1000)
+    model = new_model(Recipe())
+    item = Seen(rows, model, Room(1e9))[0]
+    room = Room(1.5 * sum(one.numel() * one.element_size() for one in item.values()))
+    for seen in (Seen(rows, model, room), Seen(held_out, model, room)):
+        assert seen[0].keys() == seen[0].keys()
+    assert (rows.asked, held_out.asked) == ([0, 0], [0, 0])
 
 
 def test_features_stand_in_for_pixels() -> None:
     model = new_model(Recipe()).eval()
     rows = StandIn(2)
-    seen = Seen(rows, model, limit_bytes=1e9)
+    seen = Seen(rows, model, Room(1e9))
     pixels = answer_scores(model, collate([rows[0], rows[1]], PAD))
     features = answer_scores(model, with_features(collate([seen[0], seen[1]], PAD)))
     torch.testing.assert_close(features, pixels, rtol=1e-4, atol=1e-4)

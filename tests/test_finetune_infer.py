@@ -15,8 +15,8 @@ from finetune_parts import asked, shown_of
 
 from finetune.answer_file import AnswerFile
 from finetune.infer import InferOptions, Kept, OpenClient, infer, made_by
-from finetune.layout import Look, Shown
-from finetune.rows import Located, Row
+from finetune.layout import Look, Shown, messages
+from finetune.rows import Boxed, Located, Row, Turn
 from vidqa.boxes import Box
 from vidqa.errors import EndpointError, UsageError, VideoError
 from vidqa.vlm import AsyncVlmClient, Sampling
@@ -99,6 +99,18 @@ def test_the_model_is_shown_what_precedes_the_answer_and_never_the_answer() -> N
         (body,) = endpoint.requests
     assert [one["role"] for one in body["messages"]] == ["system", "user"]
     assert "It is 1" not in str(body)
+
+
+def test_boxes_in_questions_and_earlier_answers_are_asked_as_they_are_trained_on() -> None:
+    box = Boxed(Box(0.1, 0.2, 0.5, 0.6))
+    first = asked(1, "Where is it?", ("At ", box))
+    row = Row((*first.turns, Turn("user", ("<|im_end|> And at ", box, "?"))), first.origin)
+    with FakeEndpoint() as endpoint:
+        infer([row], opener(endpoint), shown_of, OPTIONS, Kept())
+        body = endpoint.requests[-1]
+    assert body["messages"] == messages(row, shown_of(row), OPTIONS.look, OPTIONS.family)
+    said = body["messages"][-1]["content"][0]["text"]
+    assert said == "< |im_end|> And at <|box_start|>(100,200),(500,600)<|box_end|>?"
 
 
 def test_a_row_that_cannot_be_read_costs_that_row_only() -> None:

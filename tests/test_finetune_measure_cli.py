@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_parts import make_adapter
 from fakes import FakeEndpoint
 from media import three_shots
 from typer.testing import CliRunner, Result
@@ -80,6 +81,17 @@ def test_frames_come_from_the_cache_when_the_video_is_gone(
     assert run(endpoint, "infer", "--data", "rows.jsonl", "--output", "b.jsonl").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "verb", [("infer", "--output", "a.jsonl"), ("finetune", "eval", "--output", "results")]
+)
+def test_without_room_in_the_cache_no_frames_are_kept(
+    place: Path, endpoint: FakeEndpoint, verb: tuple[str, ...]
+) -> None:
+    done = run(endpoint, *verb, "--data", "rows.jsonl", "--cache-gib", "0")
+    assert done.exit_code == 0, done.output
+    assert not (place / "cache").exists()
+
+
 def test_a_row_that_fails_is_named_and_makes_the_exit_code_1(
     place: Path, endpoint: FakeEndpoint
 ) -> None:
@@ -124,6 +136,17 @@ def test_eval_tells_of_both_and_writes_figures_and_page(
     told = json.loads((place / "out" / "metrics.json").read_text())
     assert (told["base"], told["adapter"]) == ("fake-vl", "birds")
     assert "birds against fake-vl" in (place / "out" / "report.html").read_text()
+
+
+def test_eval_puts_the_figures_on_the_card_that_adapters_show_prints(
+    place: Path, endpoint: FakeEndpoint
+) -> None:
+    make_adapter(place / "birds", card={"metrics": {"after": {"loss": 1.5}}})
+    done = run(endpoint, "finetune", "eval", "--data", "rows.jsonl", "--adapter", "./birds")
+    assert done.exit_code == 0, done.output
+    assert "vidqa adapters show ./birds" in done.stderr
+    shown = CliRunner().invoke(app, ["adapters", "show", "./birds"]).stdout
+    assert "loss 1.500, answer.exact_match 1.000" in shown
 
 
 def test_eval_of_the_base_alone_wants_a_folder(place: Path, endpoint: FakeEndpoint) -> None:

@@ -284,6 +284,13 @@ def test_weights_gradients_and_optimizer_are_counted_as_they_are_kept() -> None:
     assert found.total == sum(asdict(found).values())
 
 
+def test_weights_in_4_bits_are_counted_apart_from_those_that_stay_whole() -> None:
+    found = memory(planned(100), weight_bytes=2.0, trained_bytes=4.0, in_4_bits=640_000)
+    # 4 bits each, a byte for 64 and 4 bytes for 16,384 of them.
+    in_4_bits = 320_000 + 10_000 + 640_000 / 4096
+    assert found.weights == round(in_4_bits + 2 * (1_499_000 - 640_000) + 4 * 1_000)
+
+
 def test_logits_of_answers_alone_take_less_by_the_share_of_answers() -> None:
     everywhere = memory(planned(100), label_places_only=False)
     assert memory(planned(100)).logits * 10 == everywhere.logits == 14 * 100 * 512

@@ -433,6 +433,25 @@ def prepared_order(data: Path, output: Path) -> tuple[Order, Prepared]:
     return order, prepare_rows(order)
 
 
+def test_decoding_and_planning_tell_how_far_they_are(data: Path, tmp_path: Path) -> None:
+    order, prepared = prepared_order(data, tmp_path / "birds")
+    told: list[tuple[str, int, int]] = []
+    prepare_rows(order, on_progress=lambda *one: told.append(one))
+    for which, plan in (("training", prepared.plan), ("held-out", prepared.held_out_plan)):
+        rows = len(plan.used)
+        media = len({one for planned in plan.used for one in planned.row.media})
+        assert rows
+        expected = [(f"media of {which} rows", n, media) for n in range(1, media + 1)]
+        expected += [(f"{which} rows", n, rows) for n in range(1, rows + 1)]
+        assert [one for one in told if which in one[0]] == expected
+
+
+def test_a_training_tells_on_stderr_how_far_decoding_is(data: Path, tmp_path: Path) -> None:
+    result = finetune(data, tmp_path / "birds", "--dry-run")
+    assert re.search(r"^media of training rows: (\d+) of \1$", result.stderr, re.MULTILINE)
+    assert re.search(r"^held-out rows: (\d+) of \1$", result.stderr, re.MULTILINE)
+
+
 def test_data_that_is_edited_meanwhile_changes_nothing_of_a_run(data: Path, tmp_path: Path) -> None:
     rows = data.with_name("edited.jsonl")
     rows.write_text(data.read_text())

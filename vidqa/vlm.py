@@ -168,19 +168,21 @@ class AsyncVlmClient:
         sampling: Sampling = DEFAULT_SAMPLING,
         *,
         model: str | None = None,
+        is_plain: bool = False,
     ) -> Reply:
         """What the model answers, to be read piece by piece; nothing is asked before that.
 
-        `model` names another one that the endpoint serves, such as an adapter.
+        `model` names another one that the endpoint serves, such as an adapter. `is_plain`: whoever
+        made the messages has put them in plain words, and what marks boxes in them is meant.
         """
-        return Reply(self, messages, sampling, model)
+        return Reply(self, messages if is_plain else in_plain_words(messages), sampling, model)
 
     async def _reply_events(
         self, messages: Sequence[Mapping[str, Any]], sampling: Sampling, model: str | None
     ) -> AsyncGenerator[_Event, None]:
         body = {
             "model": model or await self.model(),
-            "messages": in_plain_words(messages),
+            "messages": list(messages),
             **sampling.fields(),
             "stream": True,
             "stream_options": {"include_usage": True},

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from finetune.shelf import DEFAULT_FOLDER
+from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB, shelf_of
 from vidqa.cli.finetune import finetune_app
-from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format, MediaDir
+from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, CacheGib, Data, Format, MediaDir
 from vidqa.command import FAILED, Run, verb
 from vidqa.errors import UsageError
 
@@ -47,6 +47,7 @@ def evaluate(
     media_dir: MediaDir = None,
     at_once: AtOnce = 8,
     cache: Cache = DEFAULT_FOLDER,
+    cache_gib: CacheGib = DEFAULT_GIB,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the intervals.")] = 0,
 ) -> None:
     """Let base and adapter answer held-out questions, and compare them with 95 % intervals.
@@ -57,13 +58,14 @@ def evaluate(
     vidqa finetune eval --data held-out.jsonl                    the base alone, before a training
 
     DIR gets metrics.json, report.html with the questions that the two answer differently, and the
-    answers themselves; run it again after an interruption and it goes on. Hold out whole videos: an
-    adapter that has seen a video answers about it from memory. --probe playground asks the bundled
-    tiny model what it was made to answer.
+    answers themselves; run it again after an interruption and it goes on. The figures are also put
+    on the adapter's card, which vidqa adapters show prints. Hold out whole videos: an adapter that
+    has seen a video answers about it from memory. --probe playground asks the bundled tiny model
+    what it was made to answer.
     """
     from dataclasses import replace
 
-    from finetune.evaluate import as_json, page, remarks, table, write_metrics
+    from finetune.evaluate import as_json, page, remarks, table, write_figures, write_metrics
     from finetune.evaluate import evaluate as compare
     from finetune.infer import made_by
     from vidqa.cli.rows import choose, progress, read_rows
@@ -75,7 +77,7 @@ def evaluate(
     if not rows:
         run.found_nothing(f"no row in {', '.join(map(str, data))}")
     probe_rows, probe_file = _probe(run, probe, format, media_dir)
-    asked = choose(run, adapter, at_once, cache)
+    asked = choose(run, adapter, at_once, shelf_of(cache, cache_gib))
     folder = output or (asked.adapter_folder or _nowhere(asked.model)) / "evaluation"
     files = [*data, *probe_file]
     follows = made_by(files, asked.identity, asked.adapter_folder, asked.options)
@@ -97,6 +99,8 @@ def evaluate(
     results = replace(results, facts={name: follows[name] for name in ("data", "look", "sampling")})
     write_metrics(folder / "metrics.json", results)
     write_page(folder / "report.html", page(results, asked.show))
+    own = asked.adapter_folder
+    on_card = own is not None and write_figures(own, results)
     if run.json:
         run.emit(as_json(results))
     else:
@@ -104,6 +108,8 @@ def evaluate(
         for one in remarks(results):
             run.note(one)
         run.note(f"examples: {folder / 'report.html'}")
+        if on_card:
+            run.note(f"the figures are on its card too: vidqa adapters show {adapter}")
     if any(count for _, measured in results.sets for count in measured.failed.values()):
         raise typer.Exit(FAILED)
 

@@ -87,6 +87,7 @@ def _train(
     from finetune.progress import watching
     from finetune.run_folder import check_output, read_run
     from finetune.trainer import process_count, schedule_of
+    from vidqa.cli.rows import progress
 
     if not data and not (resume and output):
         raise UsageError("--data is missing; name a file with rows (docs/finetune.md has examples)")
@@ -103,7 +104,8 @@ def _train(
     if train.is_first_process() and not resume and not dry_run:
         check_output(where, resume=False)
     train.check_machine(order.recipe)
-    prepared = train.prepare_rows(order, run.note)
+    with progress(run) as advance:
+        prepared = train.prepare_rows(order, run.note, advance)
     _show_plan(run, prepared)
     if dry_run:
         return

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.shelf import DEFAULT_FOLDER
-from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, Data, Format, MediaDir, not_the_data
+from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB, Shelf, shelf_of
+from vidqa.cli.rows import (
+    ROW_SETTINGS,
+    AtOnce,
+    Cache,
+    CacheGib,
+    Data,
+    Format,
+    MediaDir,
+    not_the_data,
+)
 from vidqa.command import FAILED, Run
 from vidqa.errors import UsageError
 
@@ -39,6 +48,7 @@ def infer(
     media_dir: MediaDir = None,
     at_once: AtOnce = 8,
     cache: Cache = DEFAULT_FOLDER,
+    cache_gib: CacheGib = DEFAULT_GIB,
 ) -> None:
     """Ask every row of a data file, many at once; or merge an adapter into a model of its own.
 
@@ -67,7 +77,7 @@ def infer(
     rows = read_rows(data, format, media_dir)
     if not rows:
         run.found_nothing(f"no row in {', '.join(map(str, data))}")
-    _ask(run, rows, data, adapter, output, at_once, cache)
+    _ask(run, rows, data, adapter, output, at_once, shelf_of(cache, cache_gib))
 
 
 def _merged(run: Run, adapter: str | None, merge: Path) -> Run:
@@ -104,14 +114,14 @@ def _ask(
     adapter: str | None,
     output: Path | None,
     at_once: int,
-    cache: Path,
+    shelf: Shelf | None,
 ) -> None:
     from finetune.answer_file import AnswerFile
     from finetune.infer import infer as ask_rows
     from finetune.infer import made_by
     from vidqa.cli.rows import choose, progress
 
-    asked = choose(run, adapter, at_once, cache)
+    asked = choose(run, adapter, at_once, shelf)
     with progress(run) as advance:
 
         def on_progress(done: int, total: int) -> None:

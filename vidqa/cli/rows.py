@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from finetune.infer import InferOptions, OpenClient, Show
     from finetune.layout import Look
     from finetune.rows import Row
+    from finetune.shelf import Shelf
     from vidqa.adapters import AdapterCard
     from vidqa.boxes import Family
     from vidqa.wiring import ChosenAdapter
@@ -59,6 +60,12 @@ AtOnce = Annotated[int, typer.Option("--at-once", min=1, max=512, help="Rows ask
 Cache = Annotated[
     Path, typer.Option("--cache", metavar="DIR", help="Folder of the frames decoded.")
 ]
+CacheGib = Annotated[
+    float,
+    typer.Option(
+        "--cache-gib", min=0.0, max=100_000.0, help="Size of that folder, at most; 0: none."
+    ),
+]
 
 
 def read_rows(files: Sequence[Path], format: str | None, media_dir: Path | None) -> list[Row]:
@@ -90,14 +97,13 @@ class Asked:
         return self.adapter.folder if self.adapter else None
 
 
-def choose(run: Run, adapter: str | None, at_once: int, cache: Path) -> Asked:
+def choose(run: Run, adapter: str | None, at_once: int, shelf: Shelf | None) -> Asked:
     """Starts the engine if need be, with the adapter where one is named.
 
     What is shown of videos is as the adapter was trained, but for what the user asks otherwise.
     """
     from finetune.infer import InferOptions
     from finetune.media import show_row
-    from finetune.shelf import Shelf
     from vidqa.vlm import AsyncVlmClient, Sampling
     from vidqa.wiring import choose_adapter, endpoint
 
@@ -118,7 +124,7 @@ def choose(run: Run, adapter: str | None, at_once: int, cache: Path) -> Asked:
         sampling=Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         at_once=at_once,
     )
-    show = functools.partial(show_row, look=look, shelf=Shelf(cache.expanduser()))
+    show = functools.partial(show_row, look=look, shelf=shelf)
     return Asked(open_client, model, _identity(run, model), chosen, options, show)
 
 

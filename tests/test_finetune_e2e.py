@@ -37,7 +37,9 @@ SHORTER = {
     "vidqa finetune --data playground": "--max-steps 40 --eval-steps 20",
 }
 MODEL = [command for command, comment in commands(DOCUMENT) if needs(comment) and "vLLM" in comment]
-PLAYGROUND = [line for block in MODEL if "playground" in block for line in block.splitlines()]
+PLAYED = [line for block in MODEL if "playground" in block for line in block.splitlines()]
+BOXES = [line for line in PLAYED if "boxes" in line]
+PLAYGROUND = [line for line in PLAYED if line not in BOXES]
 OTHERS = [line for block in MODEL if "playground" not in block for line in block.splitlines()]
 
 Done = subprocess.CompletedProcess[str]
@@ -157,6 +159,20 @@ def test_the_commands_of_the_worked_run_work(reader: Reader, played: dict[str, D
         if " build " in command:
             assert (reader.place / command.split()[-1]).read_text("utf-8")
     assert len((reader.place / "answers.jsonl").read_text("utf-8").splitlines()) >= 1
+
+
+def test_the_boxes_of_the_playground_are_trained_on_and_measured(
+    reader: Reader, played: dict[str, Done]
+) -> None:
+    """The last, as its model takes the engine's place."""
+    assert len(BOXES) == 2
+    for command in BOXES:
+        done = reader.types(command)
+        assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
+    told = json.loads((reader.place / "boxes" / "metrics.json").read_text("utf-8"))
+    rows = (reader.place / "playground" / "boxes-held-out.jsonl").read_text("utf-8").splitlines()
+    assert told["held_out"]["failed"] == {"base": 0}
+    assert told["held_out"]["tasks"]["box"]["iou"]["n"] == len(rows)
 
 
 def served_models(reader: Reader, command: str) -> list[str]:

@@ -47,7 +47,8 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param != "bundled":
         folder = make_answerer(tmp_path_factory.mktemp("models"), request.param)
     family: Family = "qwen2.5-vl" if "2.5" in request.param else "qwen2-vl"
-    return Encoder(load_processor(str(folder)), LOOK, family, Shelf(folder.parent / "x"))
+    shelf = Shelf(tmp_path_factory.mktemp("shelf"))
+    return Encoder(load_processor(str(folder)), LOOK, family, shelf)
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def reader(
     environ = environment(place, VIDQA_RUNTIME_DIR=str(serve_runtime))
     # The engine of all that is to come: one that may load adapters also serves without.
     settings = Settings.load("demo", {})
-    ensure_engine(engine_options(settings, TINY).allowing(16), serve_runtime)
+    ensure_engine(engine_options(settings, TINY).allowing(16), serve_runtime / "vidqa")
     return Reader(place, environ)
 
 

@@ -3,7 +3,7 @@
     merge(base_folder, adapter_folder, Path("models/birds"))
 
 Weight files are rewritten one by one under their own names, keys and types, W + scale * B A in
-float32, and everything else of the base's folder is copied. So whatever loads the base loads the
+float32, and what a model needs beside them is copied. So whatever loads the base loads the
 result: vLLM, transformers, llama.cpp's converters. No model is built, and no more memory is used
 than the largest file takes twice. `vidqa.json` says what it was made of.
 """
@@ -15,14 +15,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidqa import model_card
 from vidqa.adapter_fit import Servable, check_base, is_quantized, servable
 from vidqa.adapter_weights import base_digest, canonical, lora_part
-from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, read_config
+from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, Card, read_config
 from vidqa.errors import ModelError, UsageError
 from vidqa.model_card import ModelCard
 from vidqa.weights import copy_companions, revision_of
@@ -82,18 +82,14 @@ def merge(
 
 
 def _card(card: AdapterCard, base: Path) -> ModelCard:
-    return ModelCard(
-        base_model=card.base_model or str(base),
-        base_digest=base_digest(base),
-        base_revision=revision_of(base),
-        adapter=card.name,
-        look=card.look,
-        box_family=card.box_family,
-        data=card.data,
-        versions=card.versions,
-        metrics=card.metrics,
-        created=card.created,
-    )
+    """What the adapter says of itself holds for the model; of the base, what is here counts."""
+    told = {one.name: getattr(card, one.name) for one in fields(Card)}
+    here = {
+        "base_model": card.base_model or str(base),
+        "base_digest": base_digest(base),
+        "base_revision": revision_of(base),
+    }
+    return ModelCard(**told | here, adapter=card.name)
 
 
 # ---------------------------------------------------------------- the adapter

@@ -78,7 +78,9 @@ def test_an_adapter_is_shown_what_it_was_trained_to_see_unless_the_user_says_mor
 
 
 def test_a_model_that_was_tuned_here_says_itself_how_it_wants_to_see(tmp_path: Path) -> None:
-    model_card.write(tmp_path, ModelCard("base", look={"max_frames": 6, "max_pixels": 50_000}))
+    model_card.write(
+        tmp_path, ModelCard(base_model="base", look={"max_frames": 6, "max_pixels": 50_000})
+    )
     tuned = Settings(model=str(tmp_path))
     assert (as_trained(tuned).max_frames, as_trained(tuned).max_pixels) == (6, 50_000)
     few = ChosenAdapter("few", tmp_path, {"max_frames": 2})

@@ -52,32 +52,37 @@ class DataFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterCard:
-    """What an adapter is, was made from, and how it wants to be shown videos.
+class Card:
+    """What an adapter, or a whole model, was made from, and how it wants to be shown videos.
 
     `base_model` is the model as it was named in training, a name on the hub or a folder;
     `base_digest` is `adapter_weights.base_digest` of its weights, `base_revision` the hub's name of
-    the version; empty where it is not known.
-    `targets` are module names or one regular expression, as PEFT has them. `look` is what of the
-    recipe decides pixels and prompt (`finetune.layout.Look` as a mapping: layout, cite, max_frames,
-    max_pixels, sample_fps). `metrics` has "before" and "after". `created` is a time in ISO form.
+    the version; empty where it is not known. `look` is what of the recipe decides pixels and prompt
+    (`finetune.layout.Look` as a mapping: layout, cite, max_frames, max_pixels, sample_fps).
+    `metrics` has "before" and "after". `created` is a time in ISO form.
     """
 
-    name: str
     base_model: str
-    rank: int
-    alpha: float
-    targets: str | tuple[str, ...]
     base_digest: str = ""
     base_revision: str = ""
-    base_model_type: str = ""
     look: Mapping[str, Any] = field(default_factory=dict)
     box_family: str = ""
     data: tuple[DataFile, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    trains_vision: bool = False
     created: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCard(Card):
+    """And what an adapter is. `targets` are module names or one regular expression, as PEFT's."""
+
+    name: str
+    rank: int
+    alpha: float
+    targets: str | tuple[str, ...]
+    base_model_type: str = ""
+    trains_vision: bool = False
 
 
 def check_name(name: str) -> str:
@@ -106,7 +111,11 @@ def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 def write(folder: Path, card: AdapterCard) -> Path:
     """Writes `adapter.json` beside PEFT's files, whole or not at all; returns its path."""
-    path = folder / CARD
+    return write_card(folder / CARD, card)
+
+
+def write_card(path: Path, card: Card) -> Path:
+    """Writes a card as JSON, whole or not at all; returns its path."""
     write_whole(path, f"{json.dumps(asdict(card), indent=2)}\n".encode())
     return path
 

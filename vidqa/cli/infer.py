@@ -17,6 +17,7 @@ from vidqa.cli.rows import (
     Format,
     MediaDir,
     not_the_data,
+    read_rows,
 )
 from vidqa.command import FAILED, Run
 from vidqa.errors import UsageError
@@ -63,8 +64,6 @@ def infer(
     not asked again. A row that cannot be read or asked costs that row only; the exit code is then
     1, and the next run tries it again. With --merge and --data the merged model answers.
     """
-    from vidqa.cli.rows import read_rows
-
     if merge is not None:
         run = _merged(run, adapter, merge)
         adapter = None

@@ -87,14 +87,8 @@ def train(rows_file: str, folder: Path, caches: bool) -> dict[str, float]:
     for epochs in (1, EPOCHS):
         output = folder / f"epochs-{epochs}-{caches}"
         command = [sys.executable, "-m", "vidqa.cli", "finetune", "--data", rows_file, *flags]
-        command += [
-            "--epochs",
-            str(epochs),
-            "--cache",
-            str(folder / "cache"),
-            "--output",
-            str(output),
-        ]
+        command += ["--epochs", str(epochs), "--cache", str(folder / "cache")]
+        command += ["--output", str(output)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=ALONE)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -61,7 +61,7 @@ from vidqa.boxes import family_of
 from vidqa.children import usable_cpus
 from vidqa.errors import MissingExtra, NothingFound, UsageError
 from vidqa.model_card import ModelCard
-from vidqa.weights import copy_companions, find_weights, revision_of
+from vidqa.weights import copy_companions, find_weights, hub_name, revision_of
 
 if TYPE_CHECKING:
     from finetune.fit import Fitted
@@ -453,19 +453,14 @@ def _save(order: Order, prepared: Prepared, fitted: Fitted) -> None:
         (draft / "config.json").write_bytes(config)  # of the type that was saved
     else:
         path = draft / adapters.CONFIG
-        config = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, config | _base_of(order.model))
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        name, revision = hub_name(order.model)
+        write_json(path, saved | {"base_model_name_or_path": name, "revision": revision})
     for one in draft.iterdir():
         # safetensors leaves its files to their owner alone; an engine may be somebody else's.
         one.chmod(0o644)
         one.replace(order.output / one.name)
     draft.rmdir()
-
-
-def _base_of(model: str) -> dict[str, str | None]:
-    """How PEFT names the base of an adapter: its revision apart from its name."""
-    name, _, revision = model.partition("@") if not Path(model).is_dir() else (model, "", "")
-    return {"base_model_name_or_path": name, "revision": revision or None}
 
 
 def _keep_validation(order: Order, prepared: Prepared) -> None:
@@ -592,9 +587,8 @@ def commands(order: Order) -> tuple[str, ...]:
         )
     model, name = shlex.quote(order.model), output.absolute().name
     measure = f"vidqa finetune eval --model {model} --adapter {where}{measured_on}"
-    base = _base_of(order.model)
-    served = shlex.quote(str(base["base_model_name_or_path"]))
-    served += f" --revision {shlex.quote(base['revision'])}" if base["revision"] else ""
+    base, revision = hub_name(order.model)
+    served = shlex.quote(base) + (f" --revision {shlex.quote(revision)}" if revision else "")
     vision = " --enable-tower-connector-lora" if recipe.train_vision else ""
     return (
         *([measure] if files else []),

@@ -51,9 +51,17 @@ def find_weights(
         raise ModelError(f"{model}: no such folder; {_ways_out()}")
     if hub == "none":
         raise ModelError(f"{model}: not a folder, and no hub is asked (hub: none); {_ways_out()}")
-    name, _, revision = model.partition("@")
+    name, revision = hub_name(model)
     fetch = _fetch_modelscope if hub == "modelscope" else _fetch_huggingface
-    return _checked(fetch(name, revision or None, on_stage))
+    return _checked(fetch(name, revision, on_stage))
+
+
+def hub_name(model: str) -> tuple[str, str | None]:
+    """A model's name on a hub, and the revision that was asked for; a folder's path as it is."""
+    if Path(model).expanduser().is_dir():
+        return model, None
+    name, _, revision = model.partition("@")
+    return name, revision or None
 
 
 def copy_companions(model: Path, output: Path) -> None:

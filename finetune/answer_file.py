@@ -12,7 +12,6 @@ again. Knows nothing of models or rows.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vidqa.errors import UsageError
-from vidqa.whole_files import write_whole
+from vidqa.whole_files import take_lock, write_whole
 
 Record = dict[str, Any]
 
@@ -86,18 +85,11 @@ class AnswerFile:
         write_whole(self.made_by_path, f"{json.dumps(made_by, indent=1)}\n".encode())
 
     def _lock(self) -> None:
-        busy = UsageError(
-            f"--output {self.path}: another command is writing it; wait for it, or name "
-            "another file"
-        )
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # `finish` puts another file in its place: who opened the one before holds nothing.
-            same = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
-        except OSError as error:
-            raise busy from error
-        if not same:
-            raise busy
+        if not take_lock(self._file, self.path):
+            raise UsageError(
+                f"--output {self.path}: another command is writing it; wait for it, or name "
+                "another file"
+            )
 
     def _known(self, made_by: Mapping[str, Any]) -> dict[int, Record]:
         """What is there of this very run. What is behind the last whole line is cut off."""

@@ -12,7 +12,6 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vidqa.errors import UsageError, VidqaError
-from vidqa.whole_files import write_whole
+from vidqa.whole_files import take_lock, write_whole
 
 RUN, LOG, CHECKPOINTS = "run.json", "log.jsonl", "checkpoints"
 _WHOLE, _LOCK = "whole", ".lock"
@@ -201,13 +200,7 @@ def locked(output: Path) -> Iterator[None]:
     """Keeps a second training out of the folder. Raises VidqaError when one is at work there."""
     output.mkdir(parents=True, exist_ok=True)
     with (output / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # It is removed at the end: who had opened it before that holds a lock on nothing.
-            same = os.path.samestat(os.fstat(file.fileno()), os.stat(output / _LOCK))
-        except OSError:
-            same = False
-        if not same:
+        if not take_lock(file, output / _LOCK):
             raise VidqaError(
                 f"{output}: another training is at work in it; wait, or name another --output"
             )

@@ -147,6 +147,6 @@ def test_who_opened_the_file_before_it_was_put_in_order_does_not_write_into_the_
         path.with_name("new").replace(path)
         flock(opened, how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("finetune.answer_file.fcntl.flock", replaced)
+    monkeypatch.setattr("fcntl.flock", replaced)
     with pytest.raises(UsageError, match="another command is writing it"):
         AnswerFile(path, RUN)

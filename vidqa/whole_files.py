@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+from typing import IO, Any
 
 
 def write_whole(path: Path, content: bytes, *, on_disk: bool = False) -> None:
@@ -23,3 +25,15 @@ def write_whole(path: Path, content: bytes, *, on_disk: bool = False) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+
+
+def take_lock(file: IO[Any], path: Path) -> bool:
+    """Locks an open file for this process, if nobody has; False where that is not possible.
+
+    Another may have put a new file in its place, or removed it: a lock on the former holds nothing.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -428,6 +429,16 @@ def test_ask_with_json_carries_what_was_found(library: Library) -> None:
     (one,) = json.loads(result.stdout)["ground"]
     assert (one["n"], one["boxes"][0]["phrase"]) == (1, "a dog")
     assert endpoint.text == question("a dog")
+
+
+@pytest.mark.parametrize(
+    "words", [("ask", QUESTION, "--ground"), ("ground", "dogs.mp4", "--at", "1", "the dog")]
+)
+def test_a_connection_ends_with_its_command(library: Library, words: tuple[str, ...]) -> None:
+    with FakeEndpoint(pieces=Scripted("It is here [1].", DOG), models=(NAME,)) as endpoint:  # type: ignore[arg-type]
+        result = vidqa(*words, "--base-url", endpoint.base_url, "--config", "cpu")
+    assert endpoint.requests
+    assert "vlm" not in [thread.name for thread in threading.enumerate()], result.stderr
 
 
 def test_other_frames_of_a_moment_are_tried_until_one_shows_it(library: Library) -> None:

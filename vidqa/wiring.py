@@ -6,8 +6,10 @@ command line and the demo use it; a program that builds these objects itself nee
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,6 +267,17 @@ def connect(
     found = endpoint(settings, on_stage, [adapter] if adapter else [])
     model = found.adapters[adapter.name] if adapter else found.model
     return VlmClient(found.base_url, found.api_key, model)
+
+
+@contextmanager
+def connect_when_asked(
+    settings: Settings,
+    on_stage: OnStage = lambda stage: None,
+    adapter: ChosenAdapter | None = None,
+) -> Iterator[Callable[[], VlmClient]]:
+    """A function that connects when it is first called; the connection ends with the block."""
+    with ExitStack() as opened:
+        yield functools.cache(lambda: opened.enter_context(connect(settings, on_stage, adapter)))
 
 
 def sight(settings: Settings, family: str | None = None) -> Sight:

@@ -244,40 +244,46 @@ def ask(
     from vidqa.output import answer_json, citation_lines, write_page
     from vidqa.report import of_answer, page
     from vidqa.types import Filters
-    from vidqa.wiring import ask_options, connect, open_library, question_images, with_pictures
+    from vidqa.wiring import (
+        ask_options,
+        connect_when_asked,
+        open_library,
+        question_images,
+        with_pictures,
+    )
     from vidqa.wiring import sight as sight_of
 
     chosen = None if adapter is None else wiring.choose_adapter(run.settings, adapter)
     settings = wiring.as_trained(run.settings, chosen)
     options = ask_options(settings, filters=Filters(video=video), where=where, whole=whole)
     sight = sight_of(settings, box_format) if ground or phrases else None
-    client = functools.cache(lambda: connect(settings, run.note, chosen))
     library, embedder = open_library(run.settings, on_demand=whole is not None)
     streams = stream and not run.json and sys.stdout.isatty()
-    answer = answer_question(
-        question,
-        library,
-        embedder,
-        client,
-        options,
-        images=question_images(images, settings, embedder.spec),
-        on_text=run.write if streams else None,
-    )
-    if chosen:
-        answer = replace(answer, model=chosen.name)
-    if not run.json:
-        run.say("" if streams else answer.answer)
-        if answer.citations:
-            run.say("\n" + "\n".join(citation_lines(answer.citations)))
-    grounded, boxes = [], {}
-    if sight is not None:
-        about = phrases or [phrase_of(question, answer.answer)]
-        how = GroundOptions(max_pixels=settings.max_pixels)
-        found = ground_answer(answer, about, library, client, sight, how)
-        grounded = [replace(one, model=answer.model) for one in found]
-        boxes = {"ground": save_all(run, grounded)}
-        if not grounded:
-            run.note("no boxes: the answer cites no moment, or names nothing to look for")
+    with connect_when_asked(settings, run.note, chosen) as client:
+        answer = answer_question(
+            question,
+            library,
+            embedder,
+            client,
+            options,
+            images=question_images(images, settings, embedder.spec),
+            on_text=run.write if streams else None,
+        )
+        if chosen:
+            answer = replace(answer, model=chosen.name)
+        if not run.json:
+            run.say("" if streams else answer.answer)
+            if answer.citations:
+                run.say("\n" + "\n".join(citation_lines(answer.citations)))
+        grounded, boxes = [], {}
+        if sight is not None:
+            about = phrases or [phrase_of(question, answer.answer)]
+            how = GroundOptions(max_pixels=settings.max_pixels)
+            found = ground_answer(answer, about, library, client, sight, how)
+            grounded = [replace(one, model=answer.model) for one in found]
+            boxes = {"ground": save_all(run, grounded)}
+            if not grounded:
+                run.note("no boxes: the answer cites no moment, or names nothing to look for")
     if run.json:
         run.emit(answer_json(answer) | boxes)
     if html is not None:

@@ -57,11 +57,12 @@ def start(run: Run) -> None:
     """
     from vidqa.wiring import connect
 
-    client = connect(run.settings, run.note)
+    with connect(run.settings, run.note) as client:
+        model = client.model
     if run.json:
-        run.emit({"running": True, "model": client.model, "base_url": client.base_url})
+        run.emit({"running": True, "model": model, "base_url": client.base_url})
     else:
-        run.say(f"ready: {client.model} at {client.base_url}")
+        run.say(f"ready: {model} at {client.base_url}")
 
 
 @verb(group=engine_app)

@@ -78,7 +78,7 @@ def ground(
     from vidqa.ground import ground as locate
     from vidqa.output import check_picture, grounded_json, grounded_lines, missing_line
     from vidqa.vlm import Sampling
-    from vidqa.wiring import as_trained, choose_adapter, connect, sight
+    from vidqa.wiring import as_trained, choose_adapter, connect_when_asked, sight
 
     if output is not None:
         check_picture(output)
@@ -89,7 +89,8 @@ def ground(
     seen_by = sight(settings, box_format)
     sampling = Sampling(max_tokens=settings.max_tokens, skip_special_tokens=False)
     options = GroundOptions(max_pixels=settings.max_pixels, sampling=sampling)
-    grounded = locate(phrases, still, lambda: connect(settings, run.note, chosen), seen_by, options)
+    with connect_when_asked(settings, run.note, chosen) as client:
+        grounded = locate(phrases, still, client, seen_by, options)
     if chosen:
         grounded = replace(grounded, model=chosen.name)
     file = save(run, grounded, output)

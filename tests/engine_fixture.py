@@ -24,6 +24,7 @@ def tiny_answerer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Of the session's engine. A command finds it with the folder above as VIDQA_RUNTIME_DIR."""
     folder = tmp_path_factory.mktemp("runtime") / "vidqa"
     yield folder
     managed.stop(folder)

@@ -64,7 +64,7 @@ def vidqa(place: Path, engine_folder: Path) -> Any:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environ = os.environ | {
-            "VIDQA_RUNTIME_DIR": str(engine_folder),
+            "VIDQA_RUNTIME_DIR": str(engine_folder.parent),
             "PYTHONPATH": str(REPOSITORY),
         }
         return subprocess.run(
@@ -72,7 +72,6 @@ def vidqa(place: Path, engine_folder: Path) -> Any:
             cwd=place, env=environ, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    engine_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return run
 
 

@@ -545,7 +545,7 @@ def test_the_command_runs_through_the_real_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Random weights know nothing of boxes: the whole way runs, and says that nothing was found."""
-    monkeypatch.setenv("VIDQA_RUNTIME_DIR", str(engine_folder))
+    monkeypatch.setenv("VIDQA_RUNTIME_DIR", str(engine_folder.parent))
     options = small_engine(tiny_answerer)
     (tmp_path / "tiny.yaml").write_text(
         f"model: {tiny_answerer}\ndtype: float32\nmax_model_len: {options.max_model_len}\n"

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
-from vidqa.engine_gate import IN_FLIGHT, Activity, stop_when_idle
+from vidqa.engine_gate import IDLE_SECONDS, Activity, stop_when_idle
 from vidqa.engine_main import detach
 
 MODE = os.environ.get("FAKE_ENGINE", "")
@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
-        self.send_header(IN_FLIGHT.decode(), str(ACTIVITY.in_flight))
+        self.send_header(IDLE_SECONDS.decode(), str(ACTIVITY.idle_seconds()))
         self.end_headers()
         self.wfile.write(data)
 

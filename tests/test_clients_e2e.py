@@ -25,7 +25,7 @@ from serve_fixture import Asked, Films, Served, environment, serving
 
 from vidqa.config import Settings
 from vidqa.engine import EngineHandle, ensure_engine
-from vidqa.engine_gate import IN_FLIGHT
+from vidqa.engine_gate import IDLE_SECONDS
 from vidqa.weights import find_weights
 from vidqa.wiring import engine_options
 
@@ -250,9 +250,9 @@ def test_a_stream_that_is_left_ends_the_work_of_vllm(
     ) as stream:
         for _, _ in zip(range(5), stream, strict=False):
             pass
-        assert in_flight(engine) == 1
+        assert idle_seconds(engine) == 0
         assert figure(served, 'vidqa_queue{place="answering"}') == 1
-    until(lambda: in_flight(engine) == 0)
+    until(lambda: idle_seconds(engine) > 0)
     until(lambda: figure(served, 'vidqa_queue{place="answering"}') == 0)
 
 
@@ -263,10 +263,10 @@ def engine_of(runtime: Path) -> EngineHandle:
     return ensure_engine(options, runtime / "vidqa")
 
 
-def in_flight(engine: EngineHandle) -> int:
+def idle_seconds(engine: EngineHandle) -> float:
     root = engine.base_url.removesuffix("/v1")
     answer = httpx.get(f"{root}/ping", headers={"Authorization": f"Bearer {engine.api_key}"})
-    return int(answer.headers[IN_FLIGHT.decode()])
+    return float(answer.headers[IDLE_SECONDS.decode()])
 
 
 def figure(served: Served, name: str) -> float:

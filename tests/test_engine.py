@@ -26,11 +26,14 @@ from vidqa.errors import EngineError, MissingExtra
 
 PROGRAM = (sys.executable, str(REPOSITORY / "tests" / "fake_engine.py"))
 
+AN_INSTANT = 1e-9  # seconds: who is being answered is waited for, and nobody else
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setattr(engine, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(engine, "PAUSE_SECONDS", AN_INSTANT)
     folder = tmp_path / "engine"
     yield folder
     monkeypatch.setattr(engine, "STOP_SECONDS", 2.0)
@@ -157,7 +160,7 @@ def test_a_running_answer_is_waited_for_before_another_engine_takes_its_place(
         answer = pool.submit(
             httpx.post, f"{first.base_url}/chat/completions", headers=headers, timeout=30
         )
-        assert wait_until(lambda: engine._answers(state_of(folder)) == 1)
+        assert wait_until(lambda: engine._is_asked(state_of(folder)))
         second = pool.submit(
             start, EngineOptions(model=options.model, max_model_len=4096), folder, stages
         )
@@ -168,7 +171,20 @@ def test_a_running_answer_is_waited_for_before_another_engine_takes_its_place(
         assert answer.result(30).status_code == 200
         assert second.result(30).pid != first.pid
     assert stages[:2] == [
-        "waiting for an answer of tiny; vidqa engine stop breaks it off",
+        "waiting until nobody asks tiny; vidqa engine stop breaks it off",
+        "ending the engine that serves tiny",
+    ]
+
+
+def test_who_was_answered_a_moment_ago_may_ask_again_before_that(
+    options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "PAUSE_SECONDS", 1.0)
+    start(options, folder)
+    stages: list[str] = []
+    start(EngineOptions(model=options.model, max_model_len=4096), folder, stages)
+    assert stages[:2] == [
+        "waiting until nobody asks tiny; vidqa engine stop breaks it off",
         "ending the engine that serves tiny",
     ]
 

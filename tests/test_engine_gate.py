@@ -12,7 +12,7 @@ import pytest
 from vidqa.engine_gate import (
     ADAPTER_ROUTES,
     HUNG_SECONDS,
-    IN_FLIGHT,
+    IDLE_SECONDS,
     LOAD_BYTES,
     ROUTES,
     Activity,
@@ -214,13 +214,15 @@ def test_a_request_that_fails_is_over(monkeypatch: pytest.MonkeyPatch, activity:
 # ---------------------------------------------------------------- what it says to who looks
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_who_looks_at_it_is_told_how_many_requests_are_in_flight(
-    gate: Gate, activity: Activity, count: int
+@pytest.mark.parametrize(("in_flight", "least"), [(0, 100.0), (1, 0.0)])
+def test_who_looks_at_it_is_told_for_how_long_nobody_asked(
+    gate: Gate, activity: Activity, in_flight: int, least: float
 ) -> None:
-    for _ in range(count):
+    for _ in range(in_flight):
         activity.begin()
-    assert (IN_FLIGHT, str(count).encode()) in asked(gate, "GET", "/ping", KEY)["headers"]
+    activity._changed -= 100
+    told = float(dict(asked(gate, "GET", "/ping", KEY)["headers"])[IDLE_SECONDS])
+    assert least <= told < least + 50
 
 
 def chat(gate: Gate) -> None:

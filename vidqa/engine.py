@@ -40,7 +40,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from vidqa.engine_gate import IN_FLIGHT
+from vidqa.engine_gate import IDLE_SECONDS
 from vidqa.engine_log import READY, failure_reason, stage_of
 from vidqa.engine_options import (
     LOOPBACK,
@@ -74,6 +74,8 @@ HEALTH_SECONDS = 15.0
 STALL_SECONDS = 300.0
 # What a running answer gets to finish when the engine is told to end.
 STOP_SECONDS = 10.0
+# A command that has the engine asks it within so long, and asks its next question.
+PAUSE_SECONDS = 5.0
 POLL_SECONDS = 0.25
 
 # Below the range that systems hand out for outgoing connections (Linux 32768, IANA 49152), so that
@@ -156,7 +158,7 @@ def ensure_engine(
             # different adapters would end each other's engines in turn.
             options = options.allowing(state.lora_rank, tower_lora=state.tower_lora)
         if state is not None and not _serves(state, options, digest):
-            _await_answers(folder, state, on_stage)
+            _await_pause(folder, state, on_stage)
             on_stage(f"ending the engine that serves {state.model}{_why_ended(state, digest)}")
             _end(folder)
             state = None
@@ -454,20 +456,21 @@ def _handle(folder: Path, state: _State) -> EngineHandle:
     return EngineHandle(f"{state.root}/v1", state.api_key, state.model, _pid(folder), adapters)
 
 
-def _await_answers(folder: Path, state: _State, on_stage: Callable[[str], None]) -> None:
-    """Returns once the engine is answering nobody. One that hangs or is gone answers nobody."""
+def _await_pause(folder: Path, state: _State, on_stage: Callable[[str], None]) -> None:
+    """Returns once nobody asks the engine any more. One that hangs or is gone is asked nothing."""
     said = False
-    while _is_alive(folder) and _answers(state):
+    while _is_alive(folder) and _is_asked(state):
         if not said:
-            on_stage(f"waiting for an answer of {state.model}; vidqa engine stop breaks it off")
+            on_stage(f"waiting until nobody asks {state.model}; vidqa engine stop breaks it off")
             said = True
         time.sleep(POLL_SECONDS)
 
 
-def _answers(state: _State) -> int:
-    """How many requests the engine is answering, by its own account; 0 when it gives none."""
+def _is_asked(state: _State) -> bool:
+    """Whether the engine answers, or did a moment ago; by its own account, else it does not."""
     health, headers = _asked(state, STATUS_ROUTE)
-    return int(headers.get(IN_FLIGHT.decode(), 0)) if health == "ready" else 0
+    idle_seconds = float(headers.get(IDLE_SECONDS.decode(), "inf"))
+    return health == "ready" and idle_seconds < PAUSE_SECONDS
 
 
 def _health(state: _State, route: str = "/health") -> str:

@@ -29,7 +29,7 @@ ROUTES = HEALTH_ROUTES | {("GET", "/v1/models"), CHAT_ROUTE}
 LOAD_ROUTE = ("POST", "/v1/load_lora_adapter")
 UNLOAD_ROUTE = ("POST", "/v1/unload_lora_adapter")
 ADAPTER_ROUTES = frozenset({LOAD_ROUTE, UNLOAD_ROUTE})
-IN_FLIGHT = b"x-vidqa-in-flight"  # a header of every answer to STATUS_ROUTE
+IDLE_SECONDS = b"x-vidqa-idle-seconds"  # a header of every answer to STATUS_ROUTE
 
 # Loading a large model from a slow disk takes minutes; nothing takes an hour.
 START_SECONDS = 3600.0
@@ -97,11 +97,6 @@ class Activity:
     def _is_silent(self) -> bool:
         return self._chats > 0 and time.monotonic() - self._heard > HUNG_SECONDS
 
-    @property
-    def in_flight(self) -> int:
-        """How many requests are being answered; once the engine serves, the start is over."""
-        return self._in_flight
-
     def serve(self) -> None:
         """The start is over."""
         if not self.serving:
@@ -166,11 +161,11 @@ class Gate:
             return False
 
     def _telling(self, send: Send) -> Send:
-        """Adds the number of requests in flight to an answer."""
+        """Adds the seconds since the last request to an answer."""
 
         async def telling(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = (IN_FLIGHT, str(self._activity.in_flight).encode())
+                told = (IDLE_SECONDS, f"{self._activity.idle_seconds():.3f}".encode())
                 message = {**message, "headers": [*message.get("headers", ()), told]}
             await send(message)
 

@@ -1,6 +1,6 @@
 """The training itself: encoded rows and a model in, trained weights and their history out.
 
-    fitted = fit(model, rows, held_out, collate, recipe, output, tell=print)
+    fitted = fit(model, rows, lengths, held_out, pad_id, recipe, output, tell=print)
 
 Checkpoints, the log and TensorBoard's files go to `output`. Where the rows come from and what
 becomes of the weights is `train`'s.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,7 @@ class Fitted:
 def fit(
     model: Any,
     rows: Rows,
+    lengths: Sequence[int],
     held_out: Rows | None,
     pad_id: int,
     recipe: Recipe,
@@ -66,8 +67,8 @@ def fit(
 ) -> Fitted:
     """Trains what of `model` is marked as trainable; goes on from a checkpoint where there is one.
 
-    `tell` is given every new line of the log (see `Journal`), in the first process. Raises
-    ModelError when the loss is no number.
+    `lengths` are the tokens of each of `rows`. `tell` is given every new line of the log (see
+    `Journal`), in the first process. Raises ModelError when the loss is no number.
     """
     schedule = schedule_of(recipe, len(rows), process_count())
     begun = last_checkpoint(output)
@@ -84,6 +85,7 @@ def fit(
         trainer = VlmTrainer(
             model=model,
             recipe=recipe,
+            lengths=lengths,
             args=settings,
             train_dataset=rows,
             eval_dataset=held_out or None,

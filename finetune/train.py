@@ -361,6 +361,7 @@ def train(
         fitted = fit(
             model,
             prepared.rows,
+            [one.measure.tokens for one in prepared.plan.used],
             prepared.held_out if prepared.held_out_plan.used else None,
             prepared.encoder.pad_id,
             order.recipe,

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from finetune.loss import answer_loss, answer_scores  # noqa: E402
 from finetune.model import checkpoints_activations, parameter_groups, precision_of  # noqa: E402
 from finetune.recipe import Recipe  # noqa: E402
 from finetune.run_folder import CHECKPOINTS, mark_whole  # noqa: E402
+from finetune.sampler import StepsByLength  # noqa: E402
 
 # Evaluations in a run, and lines in its log, where the recipe leaves it open.
 EVALUATIONS = 10
@@ -133,15 +134,28 @@ def arguments(
 
 
 class VlmTrainer(Trainer):
-    """See the module's docstring. `tokens` counts those of this process that were trained on."""
+    """See the module's docstring. `tokens` counts those of this process that were trained on.
 
-    def __init__(self, *, recipe: Recipe, **given: Any) -> None:
+    `lengths` are the tokens of each row that is trained on.
+    """
+
+    def __init__(self, *, recipe: Recipe, lengths: Sequence[int], **given: Any) -> None:
         super().__init__(**given)
         self.recipe = recipe
+        self._lengths = lengths
         self.model_accepts_loss_kwargs = True  # so that labels are counted over a whole step
         self.loss_is_scaled_for_ga = True
         self.tokens = torch.zeros((), dtype=torch.long, device=self.args.device)
         self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepsByLength:
+        recipe = self.recipe
+        return StepsByLength(
+            self.train_dataset if train_dataset is None else train_dataset,
+            self._lengths,
+            recipe.batch * recipe.accumulation * process_count(),
+            recipe.seed,
+        )
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:

@@ -31,12 +31,19 @@ VIDEO, VISION_START, VISION_END = 615, 611, 612
 class StandIn:
     """Rows with a video of noise; their answers are nearly the same, so they are learned.
 
-    `lengths` are taken in turn, so that batches need padding.
+    `question_lengths` are taken in turn, so that batches need padding.
     """
 
-    def __init__(self, count: int, first: int = 0, lengths: tuple[int, ...] = (20, 26, 23)) -> None:
-        self.count, self.first, self.lengths = count, first, lengths
+    def __init__(
+        self, count: int, first: int = 0, question_lengths: tuple[int, ...] = (20, 26, 23)
+    ) -> None:
+        self.count, self.first, self.question_lengths = count, first, question_lengths
         self.asked: list[int] = []
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(self[at]["input_ids"]) for at in range(self.count)]
 
     def __len__(self) -> int:
         return self.count
@@ -46,7 +53,9 @@ class StandIn:
             raise IndexError(at)
         self.asked.append(at)
         draw = torch.Generator().manual_seed(self.first + at)
-        question = torch.randint(0, 600, (self.lengths[at % len(self.lengths)],), generator=draw)
+        question = torch.randint(
+            0, 600, (self.question_lengths[at % len(self.question_lengths)],), generator=draw
+        )
         visual = torch.full((GRID[0] * GRID[1] * GRID[2] // 16,), VIDEO)
         start, end = torch.tensor([VISION_START]), torch.tensor([VISION_END])
         # Of two to five tokens: what is counted per row, not per token, shows.
@@ -88,7 +97,7 @@ def run(
     """A training of some steps on 12 rows, 3 held out; `rows` are others than 12."""
     rows, held_out = StandIn(changes.pop("rows", 12)), StandIn(3, first=1000)
     recipe = Recipe(**QUICK | changes)
-    return fit(new_model(recipe), rows, held_out, PAD, recipe, output, tell)
+    return fit(new_model(recipe), rows, rows.lengths, held_out, PAD, recipe, output, tell)
 
 
 def losses(output: Path) -> list[tuple[int, float]]:

@@ -41,7 +41,8 @@ def check(rows: Sequence[Row], held_out: Sequence[Row] = ()) -> list[Problem]:
     for group in (rows, held_out):
         known: dict[object, Row] = {}
         for row in group:
-            faults = [*_faults(row), *_twice(row, known, identities), *_unreadable(row)]
+            faults = [*_faults(row), *_twice(row, known, identities)]
+            faults += [*_missing(row), *_damaged(row)]
             found += (Problem(row.origin, text) for text in faults)
     return found + list(_leaks(rows, held_out, identities))
 
@@ -50,7 +51,7 @@ def check(rows: Sequence[Row], held_out: Sequence[Row] = ()) -> list[Problem]:
 class Sifted:
     """Rows in order: those that are fit, and those that are not, each with all its reasons.
 
-    `errors` are what leaving out rows does not mend: files that cannot be read, which more often
+    `errors` are what leaving out rows does not mend: files that are not there, which more often
     is a wrong path than a bad row, and held-out videos that are trained on.
     """
 
@@ -64,7 +65,7 @@ class Sifted:
 def sift(rows: Sequence[Row], held_out: Sequence[Row] = ()) -> Sifted:
     """Leaves out the rows that `check` finds fault with; tells what is no row's own fault."""
     identities = Identities()
-    errors = [Problem(row.origin, text) for row in (*rows, *held_out) for text in _unreadable(row)]
+    errors = [Problem(row.origin, text) for row in (*rows, *held_out) for text in _missing(row)]
     fit, dropped = _sifted(rows, identities)
     held_out_fit, held_out_dropped = _sifted(held_out, identities)
     errors += _leaks(fit, held_out_fit, identities)
@@ -77,7 +78,7 @@ def _sifted(
     known: dict[object, Row] = {}
     fit, dropped = [], []
     for row in rows:
-        faults = list(_faults(row)) or list(_twice(row, known, identities))
+        faults = [*_faults(row), *_damaged(row)] or list(_twice(row, known, identities))
         if faults:
             dropped.append(Problem(row.origin, "; ".join(faults)))
         else:
@@ -99,8 +100,12 @@ def _faults(row: Row) -> Iterator[str]:
     yield from _boxes(row)
 
 
-def _unreadable(row: Row) -> Iterator[str]:
-    yield from filter(None, map(_why_unreadable, row.media))
+def _missing(row: Row) -> Iterator[str]:
+    yield from filter(None, map(_why_missing, row.media))
+
+
+def _damaged(row: Row) -> Iterator[str]:
+    yield from filter(None, map(_why_damaged, row.media))
 
 
 def _roles(row: Row) -> Iterator[str]:
@@ -138,11 +143,11 @@ def _texts(row: Row) -> Iterator[str]:
 
 
 def _medium(medium: Media) -> Iterator[str]:
-    if _why_unreadable(medium) is None:
+    if not _why_missing(medium) and not _why_damaged(medium):
         yield from _times(medium, _seconds(medium))
 
 
-def _why_unreadable(medium: Media) -> str | None:
+def _why_missing(medium: Media) -> str | None:
     far = next((path for path in medium.paths if is_address(path)), None)
     if far is not None:
         return f"{_short(far)} is an address; nothing is fetched, download it and name the file"
@@ -150,6 +155,13 @@ def _why_unreadable(medium: Media) -> str | None:
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         return f"{missing[0]}: there is no such file{more}"
+    return None
+
+
+def _why_damaged(medium: Media) -> str | None:
+    """Why files that are there cannot be read."""
+    if _why_missing(medium):
+        return None
     try:
         _seconds(medium)
     except VideoError as error:

@@ -271,19 +271,22 @@ def test_rows_with_faults_of_their_own_are_dropped_with_file_line_and_reason(
     late = json.loads(rows[3])
     late["messages"][0]["content"][0]["start"] = 9.0
     empty = rows[4].replace('"red"', '" "')
+    (data.parent / "torn.mp4").write_bytes((data.parent / "film0.mp4").read_bytes()[:500])
+    torn = rows[1].replace("film0", "torn")
     some = data.with_name("some.jsonl")
-    some.write_text("\n".join([rows[0], rows[0], "{", json.dumps(late), empty, *rows[1:3]]))
+    some.write_text("\n".join([rows[0], rows[0], "{", json.dumps(late), empty, torn, *rows[1:3]]))
     held = data.with_name("held.jsonl")
     held.write_text("\n".join([*rows[4:], rows[4]]))
     result = finetune(some, tmp_path / "birds", "--dry-run", "--eval-data", str(held))
     assert result.exit_code == 0, result.output
-    assert re.search(r"^rows +3 used, 0 of them with less to see, 4 dropped", result.stdout)
+    assert re.search(r"^rows +3 used, 0 of them with less to see, 5 dropped", result.stdout)
     assert re.search(r"^held out +2 rows, 1 dropped", result.stdout, re.MULTILINE)
     for line, reason in (
         (2, rf"is the same row as {re.escape(str(some))}:1"),
         (3, ".+"),
         (4, "start 9 is beyond the video's end"),
         (5, "an answer is empty"),
+        (6, ".*torn.mp4: is not a video, or is truncated or damaged"),
     ):
         assert re.search(rf"^dropped +{re.escape(str(some))}:{line}: {reason}", result.stdout, re.M)
     assert f"{held}:3: is the same row as {held}:1" in result.stdout

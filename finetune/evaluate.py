@@ -124,6 +124,7 @@ def evaluate(
     probe: Sequence[Row] = (),
     folder: Path | None = None,
     made_by: Mapping[str, Any] | None = None,
+    probe_made_by: Mapping[str, Any] | None = None,
     base: str = "base",
     name: str | None = None,
     seed: int = 0,
@@ -134,12 +135,13 @@ def evaluate(
     `adapter` is its name at the endpoint, whose own model is the base; `base` and `name` are what
     the two are called in the results. `options` say how both are asked, but for the model. With
     `folder` the replies are kept there, and an evaluation that broke off goes on from them;
-    `made_by` is what they follow from. Raises EndpointError when the endpoint is gone.
+    `made_by` is what they follow from, `probe_made_by` what those to the probe do. Raises
+    EndpointError when the endpoint is gone.
     """
     called = {"base": base} if adapter is None else {"base": base, "adapter": name or adapter}
-    sets = {"held-out": rows} | ({"probe": probe} if probe else {})
+    sets = {"held-out": (rows, made_by)} | ({"probe": (probe, probe_made_by)} if probe else {})
     measured = {}
-    for which_set, some in sets.items():
+    for which_set, (some, follows) in sets.items():
         replies = {}
         for which, who in called.items():
             chosen = dataclasses.replace(options, model=adapter if which == "adapter" else None)
@@ -147,9 +149,9 @@ def evaluate(
             with ExitStack() as stack:
                 sink: AnswerFile | Kept = Kept()
                 if folder is not None:
-                    follows = {**(made_by or {}), "rows": which_set, "answers": who}
                     path = folder / f"{which_set}-{which}.jsonl"
-                    sink = stack.enter_context(AnswerFile(path, follows))
+                    of_these = {**(follows or {}), "rows": which_set, "answers": who}
+                    sink = stack.enter_context(AnswerFile(path, of_these))
                 infer(some, open_client, show, chosen, sink, heard)
                 if isinstance(sink, AnswerFile):
                     sink.finish()
@@ -264,9 +266,8 @@ def _flat(measured: Measured) -> Iterator[tuple[str, str, Comparison]]:
 def table(results: Results) -> list[list[str]]:
     """Cells, the header first."""
     with_adapter = results.adapter is not None
-    header = ["rows", "task", "measure", "base"]
-    header += ["adapter", "difference"] if with_adapter else []
-    lines = [[*header, "95 % interval", "questions", "videos"]]
+    models = ["base", "adapter", "difference"] if with_adapter else ["model"]
+    lines = [["rows", "task", "measure", *models, "95 % interval", "questions", "videos"]]
     for name, measured in results.sets:
         for task, measure_name, one in _flat(measured):
             last = one.base if one.difference is None else one.difference
@@ -298,12 +299,23 @@ def remarks(results: Results) -> list[str]:
             said.append(f"{name}: {measured.without_answer} questions have no known answer")
         if not measured.tasks:
             said.append(f"{name}: nothing was answered, so there is nothing to compare")
+    if results.adapter is not None and _never_differs(results):
+        said.append(
+            "the adapter answered every question as the base did; see that it is applied where it "
+            "is served"
+        )
     if results.adapter is not None and results.probe is None:
         said.append(
             "whether something was forgotten is not known: name questions that have nothing to do "
             "with the training, --probe FILE"
         )
     return said
+
+
+def _never_differs(results: Results) -> bool:
+    return not any(measured.examples for _, measured in results.sets) and any(
+        measured.tasks for _, measured in results.sets
+    )
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -389,9 +401,8 @@ def page(results: Results, show: Show, most: int = MOST_EXAMPLES) -> str:
         for kind, some in by_kind.items():
             chosen = sorted(some, key=lambda one: -abs(one.gain))[:most]
             sections += [_section(one, f"{name}: {kind}", show) for one in chosen]
-    return report.page(
-        f"{results.adapter or 'no adapter'} against {results.base}", sections, summary
-    )
+    title = f"{results.adapter} against {results.base}" if results.adapter else results.base
+    return report.page(title, sections, summary)
 
 
 def _section(one: Example, kind: str, show: Show) -> Section:

@@ -26,6 +26,7 @@ from vidqa.errors import UsageError, VidqaError
 from vidqa.whole_files import take_lock, write_whole
 
 RUN, LOG, CHECKPOINTS = "run.json", "log.jsonl", "checkpoints"
+VALIDATION = "validation.jsonl"  # the rows, held out of the data, that chose the checkpoint
 _WHOLE, _LOCK = "whole", ".lock"
 # What may differ between the start of a run and its going on: none of it changes what is learned.
 OF_THE_MACHINE = frozenset(

@@ -45,6 +45,7 @@ from finetune.recipe import Recipe
 from finetune.rows import Problem, Row
 from finetune.run_folder import (
     CHECKPOINTS,
+    VALIDATION,
     Run,
     check_output,
     check_same,
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
 _VERSIONS = ("vidqa", "torch", "transformers", "peft", "accelerate")
 _PROBLEMS_NAMED = 5
 _SAVING = "saving"
-VALIDATION = "validation.jsonl"
 
 Tell = Callable[[dict[str, Any]], None]
 # A stage, what of it is done, and of how much.

@@ -190,6 +190,17 @@ def test_without_a_probe_it_says_that_forgetting_is_not_known() -> None:
     assert remarks(results) == []
 
 
+def test_an_adapter_that_never_differs_from_its_base_is_told_of() -> None:
+    results, _ = run(rows=ROWS[1::2])
+    assert remarks(results)[0].startswith("the adapter answered every question as the base did")
+
+
+def test_one_model_alone_is_called_neither_base_nor_adapter() -> None:
+    results, _ = run(adapter=None)
+    assert table(results)[0][3:5] == ["model", "95 % interval"]
+    assert "<h1>fake-vl</h1>" in page(results, shown_of)
+
+
 def test_metrics_json_holds_both_with_the_interval(tmp_path: Path) -> None:
     results, _ = run(probe=PROBE)
     write_metrics(tmp_path / "new" / "metrics.json", results)

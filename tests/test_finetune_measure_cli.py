@@ -149,6 +149,35 @@ def test_eval_puts_the_figures_on_the_card_that_adapters_show_prints(
     assert "loss 1.500, answer.exact_match 1.000" in shown
 
 
+def test_what_one_set_of_rows_measured_is_no_obstacle_to_the_next(
+    place: Path, endpoint: FakeEndpoint
+) -> None:
+    """The folder's first answers are gone on from, whatever else is asked now."""
+    make_adapter(place / "birds", card={})
+    (place / "more.jsonl").write_text((place / "rows.jsonl").read_text().replace("number", "no."))
+    evaluate = ("finetune", "eval", "--adapter", "./birds", "--data")
+    for more in (("rows.jsonl",), ("rows.jsonl", "--probe", "more.jsonl"), ("more.jsonl",)):
+        done = run(endpoint, *evaluate, *more)
+        assert done.exit_code == 0, done.output
+    assert len(endpoint.requests) == 3 * 3 * 2
+    results = place / "birds" / "evaluation"
+    assert {one.name for one in results.iterdir()} == {"rows", "more"}
+    told = json.loads((results / "rows" / "metrics.json").read_text())
+    assert (list(told["data"]), list(told["probe_data"])) == (["rows.jsonl"], ["more.jsonl"])
+
+
+def test_eval_says_when_the_rows_have_chosen_the_checkpoint(
+    place: Path, endpoint: FakeEndpoint
+) -> None:
+    make_adapter(place / "birds", card={})
+    kept = place / "birds" / "validation.jsonl"
+    kept.write_text((place / "rows.jsonl").read_text().replace("film", "../film"))
+    for data, is_said in ((str(kept), True), ("rows.jsonl", False)):
+        done = run(endpoint, "finetune", "eval", "--data", data, "--adapter", "./birds")
+        assert done.exit_code == 0, done.output
+        assert ("chose the checkpoint" in done.stderr) == is_said
+
+
 def test_eval_of_the_base_alone_wants_a_folder(place: Path, endpoint: FakeEndpoint) -> None:
     done = run(endpoint, "finetune", "eval", "--data", "rows.jsonl")
     assert done.exit_code == 2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from finetune.run_folder import VALIDATION
 from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB, shelf_of
 from vidqa.cli.finetune import finetune_app
 from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, CacheGib, Data, Format, MediaDir
@@ -40,7 +42,9 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="DIR", help="Folder of the results (default: the adapter's)."
+            "--output",
+            metavar="DIR",
+            help="Folder of the results (default: evaluation/DATA in the adapter's).",
         ),
     ] = None,
     format: Format = None,
@@ -60,8 +64,8 @@ def evaluate(
     DIR gets metrics.json, report.html with the questions that the two answer differently, and the
     answers themselves; run it again after an interruption and it goes on. The figures are also put
     on the adapter's card, which vidqa adapters show prints. Hold out whole videos: an adapter that
-    has seen a video answers about it from memory. --probe playground asks the bundled tiny model
-    what it was made to answer.
+    has seen a video answers about it from memory. --probe playground asks about
+    drawn films, as the bundled tiny model is asked without it.
     """
     from dataclasses import replace
 
@@ -78,9 +82,11 @@ def evaluate(
         run.found_nothing(f"no row in {', '.join(map(str, data))}")
     probe_rows, probe_file = _probe(run, probe, format, media_dir)
     asked = choose(run, adapter, at_once, shelf_of(cache, cache_gib))
-    folder = output or (asked.adapter_folder or _nowhere(asked.model)) / "evaluation"
-    files = [*data, *probe_file]
-    follows = made_by(files, asked.identity, asked.adapter_folder, asked.options)
+    own = asked.adapter_folder
+    folder = output or _results(own or _nowhere(asked.model), data)
+    follows, probe_follows = (
+        made_by(files, asked.identity, own, asked.options) for files in (data, probe_file)
+    )
     with progress(run) as advance:
         results = compare(
             rows,
@@ -91,15 +97,18 @@ def evaluate(
             probe=probe_rows,
             folder=folder,
             made_by=follows,
+            probe_made_by=probe_follows,
             base=asked.model,
             name=asked.adapter.name if asked.adapter else None,
             seed=seed,
             on_progress=advance,
         )
-    results = replace(results, facts={name: follows[name] for name in ("data", "look", "sampling")})
+    facts = {name: follows[name] for name in ("data", "look", "sampling")}
+    if probe_file:
+        facts["probe_data"] = probe_follows["data"]
+    results = replace(results, facts=facts)
     write_metrics(folder / "metrics.json", results)
     write_page(folder / "report.html", page(results, asked.show))
-    own = asked.adapter_folder
     on_card = own is not None and write_figures(own, results)
     if run.json:
         run.emit(as_json(results))
@@ -107,11 +116,26 @@ def evaluate(
         run.say("\n".join(columns(table(results))))
         for one in remarks(results):
             run.note(one)
+        if own is not None and _chose(own, data):
+            run.note(
+                "these rows chose the checkpoint that was kept, so it does better on them than on "
+                "others; rows that training has not seen tell more"
+            )
         run.note(f"examples: {folder / 'report.html'}")
         if on_card:
             run.note(f"the figures are on its card too: vidqa adapters show {adapter}")
     if any(count for _, measured in results.sets for count in measured.failed.values()):
         raise typer.Exit(FAILED)
+
+
+def _results(adapter: Path, data: Sequence[Path]) -> Path:
+    """A folder for each set of questions: what one has measured is no obstacle to the next."""
+    return adapter / "evaluation" / "+".join(file.stem for file in data)
+
+
+def _chose(adapter: Path, data: Sequence[Path]) -> bool:
+    """Whether the held-out rows of the training itself are among the questions."""
+    return (adapter / VALIDATION).resolve() in [file.resolve() for file in data]
 
 
 def _nowhere(model: str) -> NoReturn:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidqa.boxes import Box
+from vidqa.prompt import without_markers
 
 Array = NDArray[np.float64]
 
@@ -34,7 +35,6 @@ HIT_IOU = 0.5
 RESAMPLES = 2000
 COVERED = 0.95  # what an interval covers
 
-_CITATION = re.compile(r"\s*\[\d{1,9}\]")
 _ARTICLES = frozenset({"a", "an", "the"})
 # Han, kana and their marks, and the letters of scripts that are written without spaces.
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -47,14 +47,9 @@ _WORD = re.compile(r"[^\W_]+")
 # ---------------------------------------------------------------- answers
 
 
-def without_citations(text: str) -> str:
-    """A text without the `[n]` that name moments, and the space before them."""
-    return _CITATION.sub("", text).strip()
-
-
 def words(text: str) -> list[str]:
-    """A text's words in lower case, without citations and punctuation; articles stay."""
-    plain = unicodedata.normalize("NFKC", without_citations(text)).casefold()
+    """A text's words in lower case, without markers and punctuation; articles stay."""
+    plain = unicodedata.normalize("NFKC", without_markers(text)).casefold()
     kept = "".join(one if _is_kept(plain, at) else "" for at, one in enumerate(plain))
     return _CHARACTER.sub(r" \1 ", kept).split()
 
@@ -121,7 +116,7 @@ def chosen(reply: str, choices: Sequence[str]) -> int | None:
     equal = [at for at, text in enumerate(texts) if said and said == text]
     if len(equal) == 1:
         return equal[0]
-    letter = _letter_of(without_citations(reply), texts)
+    letter = _letter_of(without_markers(reply), texts)
     if letter is not None and letter in letters:
         return letters.index(letter)
     within = [at for at, text in enumerate(texts) if _holds(said, text)]
@@ -185,7 +180,7 @@ def _rouge() -> Any:
 
 def rouge_l(reply: str, expected: str) -> float:
     """ROUGE-L's F measure (Lin 2004), by rouge-score, without stemming."""
-    scores = _rouge().score(without_citations(expected), without_citations(reply))
+    scores = _rouge().score(without_markers(expected), without_markers(reply))
     return float(scores["rougeL"].fmeasure)
 
 
@@ -198,8 +193,9 @@ def _bleu(tokenizer: str) -> Any:
 
 def bleu_counts(reply: str, expected: str) -> tuple[float, ...]:
     """What a reply adds to corpus BLEU: matches and n-grams of 1 to 4 words, and two lengths."""
-    wanted = without_citations(expected)
-    found = _bleu(_tokenizer_for(wanted)).corpus_score([without_citations(reply)], [[wanted]])
+    wanted = without_markers(expected).strip()
+    said = without_markers(reply).strip()
+    found = _bleu(_tokenizer_for(wanted)).corpus_score([said], [[wanted]])
     return (*map(float, found.counts), *map(float, found.totals), found.sys_len, found.ref_len)
 
 

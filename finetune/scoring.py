@@ -12,6 +12,7 @@ so that every model is asked the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,6 +38,8 @@ MEASURES: Final[dict[Task, tuple[str, ...]]] = {
 
 # An answer of more words than this is a caption unless its row names another task.
 MOST_ANSWER_WORDS = 12
+
+_ONE_MARKER = re.compile(r"\s*\[\d{1,9}\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ def _task(row: Row, turn: int, expected: str) -> Task:
         return "choice"
     if any(isinstance(part, Boxed | Located) for part in row.turns[turn].parts):
         return "box"
-    if times.is_span(metrics.without_citations(expected)):
+    if times.is_span(_times_in(expected)):
         return "span"
     return "caption" if metrics.length(expected) > MOST_ANSWER_WORDS else "answer"
 
@@ -180,7 +183,12 @@ def boxes(truth: Truth, reply: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _spans(text: str) -> list[times.Span]:
-    return times.parse(metrics.without_citations(text))
+    return times.parse(_times_in(text))
+
+
+def _times_in(text: str) -> str:
+    """A text without the `[n]` that cite; where times are told, `[1, 3]` and `[1-3]` are times."""
+    return _ONE_MARKER.sub("", text).strip()
 
 
 def summable(measure: str, reply: str, expected: str, value: float) -> tuple[float, ...]:

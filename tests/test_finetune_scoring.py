@@ -68,6 +68,9 @@ def test_a_task_that_its_answer_does_not_fit_becomes_an_answer(task: Task) -> No
         (asked(1, "?", "from 0 to 4", task="span"), "0:01 - 0:04 [1]",
          {"temporal_iou": 0.75, "accuracy_at_0.5": 1}),
         (asked(1, "?", "[1, 3]", task="span"), "[1, 3] [1]", {"temporal_iou": 1}),
+        (asked(1, "?", "from 1 to 3", task="span"), "[1-3]", {"temporal_iou": 1}),
+        (asked(1, "?", "a dog runs home", task="caption"), "a dog runs home [1, 2]",
+         {"rouge_l": 1, "bleu": 1}),
     ],
 )  # fmt: skip
 def test_replies_are_scored_by_task(row: Row, reply: str, expected: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ do. Which of them a row is scored by is decided in `scoring`.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 import unicodedata
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidqa.boxes import Box
+from vidqa.errors import MissingExtra
 from vidqa.prompt import without_markers
 
 Array = NDArray[np.float64]
@@ -162,6 +164,9 @@ def _holds(text: Sequence[str], part: Sequence[str]) -> bool:
 
 # ---------------------------------------------------------------- captions
 
+_PACKAGES = ("rouge_score", "sacrebleu")
+_ENGLISH = "13a"  # sacrebleu's tokenizer for scripts with spaces
+
 
 class _Words:
     """rouge-score's own tokens are those of ASCII alone; for ASCII these are the same."""
@@ -171,8 +176,19 @@ class _Words:
         return _WORD.findall(_CHARACTER.sub(r" \1 ", plain))
 
 
+def check_packages() -> None:
+    """Raises MissingExtra, with the command, where what scores captions is not installed."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"captions cannot be scored: {' and '.join(missing)} not installed; "
+            "uv pip install 'vidqa[train]'"
+        )
+
+
 @cache
 def _rouge() -> Any:
+    check_packages()
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_Words())
@@ -186,6 +202,7 @@ def rouge_l(reply: str, expected: str) -> float:
 
 @cache
 def _bleu(tokenizer: str) -> Any:
+    check_packages()
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize=tokenizer)
@@ -203,17 +220,17 @@ def _tokenizer_for(text: str) -> str:
     """sacrebleu's, by the script: characters for Japanese, as MeCab is no part of it."""
     if _HAS_KANA.search(text):
         return "char"
-    return "zh" if _CHARACTER.search(text) else "13a"
+    return "zh" if _CHARACTER.search(text) else _ENGLISH
 
 
 def bleu(sums: Array) -> Array:
     """Corpus BLEU (Papineni et al. 2002) of summed `bleu_counts`, by sacrebleu's formula."""
-    from sacrebleu.metrics.bleu import BLEU
+    compute = _bleu(_ENGLISH).compute_bleu  # of the counts alone, whatever the tokenizer
 
     def one(row: Array) -> float:
         counts = [int(value) for value in row]
         matches, totals = counts[:4], counts[4:8]
-        score = BLEU.compute_bleu(matches, totals, counts[8], counts[9], smooth_method="exp")
+        score = compute(matches, totals, counts[8], counts[9], smooth_method="exp")
         return float(score.score) / 100
 
     return np.apply_along_axis(one, -1, sums)

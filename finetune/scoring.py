@@ -13,7 +13,7 @@ so that every model is asked the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from finetune import metrics, times
 from finetune.metrics import Array, Combine, Thing
-from finetune.rows import Boxed, Located, Ref, Row, Task
+from finetune.rows import Boxed, Located, Part, Ref, Row, Task
 from vidqa.boxes import Family, parse
 
 # (original, shown) sizes of a row's media, each (width, height) in pixels.
@@ -88,11 +88,27 @@ def question_text(row: Row, turn: int) -> str:
     """The words of the last question before a turn."""
     asked = [one for one in row.turns[:turn] if one.role == "user"]
     parts = asked[-1].parts if asked else ()
+    return _said(parts)
+
+
+def _said(parts: Sequence[Part]) -> str:
+    """The words among the parts of a turn."""
     said = (one.text if isinstance(one, Ref) else one for one in parts)
     return "".join(one for one in said if isinstance(one, str)).strip()
 
 
 # ---------------------------------------------------------------- what is right
+
+
+def check_packages(rows: Iterable[Row]) -> None:
+    """Raises MissingExtra where an answer of these rows is scored by what is not installed."""
+    if any(_has_caption(row) for row in rows):
+        metrics.check_packages()
+
+
+def _has_caption(row: Row) -> bool:
+    turns = [] if row.faults else [at for at in asked_turns(row) if at < len(row.turns)]
+    return any(_task(row, at, _said(row.turns[at].parts)) == "caption" for at in turns)
 
 
 def truth_of(row: Row, turn: int, expected: str, family: Family, sizes: Sizes) -> Truth:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from adapter_parts import make_adapter
 from fakes import FakeEndpoint
+from finetune_parts import hide_scorers
 from media import three_shots
 from typer.testing import CliRunner, Result
 
@@ -90,6 +91,24 @@ def test_without_room_in_the_cache_no_frames_are_kept(
     done = run(endpoint, *verb, "--data", "rows.jsonl", "--cache-gib", "0")
     assert done.exit_code == 0, done.output
     assert not (place / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "verb", [("infer", "--output", "a.jsonl"), ("finetune", "eval", "--output", "results")]
+)
+def test_captions_that_cannot_be_scored_end_it_before_the_model_is_asked(
+    place: Path,
+    endpoint: FakeEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: tuple[str, ...],
+) -> None:
+    text = (place / "rows.jsonl").read_text()
+    (place / "rows.jsonl").write_text(text.replace('"red"', json.dumps("a red star falls " * 5)))
+    hide_scorers(monkeypatch)
+    done = run(endpoint, *verb, "--data", "rows.jsonl")
+    assert done.exit_code == 1
+    assert "uv pip install 'vidqa[train]'" in done.stderr
+    assert endpoint.requests == []
 
 
 def test_a_row_that_fails_is_named_and_makes_the_exit_code_1(

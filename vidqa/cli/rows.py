@@ -69,10 +69,16 @@ CacheGib = Annotated[
 
 
 def read_rows(files: Sequence[Path], format: str | None, media_dir: Path | None) -> list[Row]:
-    """All rows of the files, in order."""
-    from finetune.formats import read
+    """All rows of the files, in order.
 
-    return [row for file in files for row in read(file, format, media_dir)]
+    Raises MissingExtra where their answers cannot be scored here: before a model is started.
+    """
+    from finetune.formats import read
+    from finetune.scoring import check_packages
+
+    rows = [row for file in files for row in read(file, format, media_dir)]
+    check_packages(rows)
+    return rows
 
 
 def not_the_data(name: str, path: Path, data: Iterable[Path]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter_parts import make_adapter
+from adapter_parts import make_adapter, make_base
 from fakes import FakeEndpoint
 from finetune_parts import hide_scorers
 from media import three_shots
@@ -143,6 +143,45 @@ def test_wrong_usage_of_infer_is_told(
     done = run(endpoint, "infer", *arguments)
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+def merge_birds(place: Path, *more: str) -> Result:
+    given = ("--adapter", "./birds", "--merge", "merged", "--model", str(place / "base"))
+    return CliRunner().invoke(app, ["infer", *given, *more])
+
+
+def test_a_merge_that_is_there_already_is_used_as_it_is(place: Path) -> None:
+    make_base(place / "base")
+    make_adapter(place / "birds")
+    first = merge_birds(place)
+    assert first.exit_code == 0, first.output
+    assert "as it is" not in first.stderr
+    weights = place / "merged" / "model-0.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = merge_birds(place)
+    assert again.exit_code == 0, again.output
+    assert "merged: holds this merge already and is used as it is" in again.stderr
+    assert again.stdout == first.stdout
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_merge_of_an_adapter_that_was_retrained_is_not_used(place: Path) -> None:
+    make_base(place / "base")
+    make_adapter(place / "birds")
+    assert merge_birds(place).exit_code == 0
+    make_adapter(place / "birds", seed=1)
+    done = merge_birds(place)
+    assert done.exit_code == 2
+    assert "merged: is there already; name a folder that is new, or remove it" in done.stderr
+
+
+def test_rows_that_cannot_be_read_are_told_before_anything_is_merged(place: Path) -> None:
+    make_base(place / "base")
+    make_adapter(place / "birds")
+    done = merge_birds(place, "--data", "no.jsonl")
+    assert done.exit_code != 0
+    assert "no.jsonl" in done.stderr
+    assert not (place / "merged").exists()
 
 
 def test_eval_tells_of_both_and_writes_figures_and_page(

@@ -28,6 +28,7 @@ from finetune.media import show_row
 from finetune.rows import Row
 from finetune.shelf import Shelf
 from vidqa.errors import ModelError, UsageError
+from vidqa.pictures import jpeg_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,7 +162,7 @@ class Encoder:
                 list(segments.texts), add_special_tokens=False, padding=False
             )["input_ids"]
         ]
-        patches = sum(self.patches(len(one), size_of(one[0])) for one in segments.videos)
+        patches = sum(self.patches(len(one), jpeg_size(one[0])) for one in segments.videos)
         media = patches // videos.merge_size**2
         # Each video has one token in the text, which stands for all of its own.
         tokens = sum(lengths) - len(segments.videos) + media
@@ -230,14 +231,6 @@ def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
 def _frames(part: Mapping[str, Any]) -> tuple[bytes, ...]:
     encoded = part["video_url"]["url"].partition(",")[2]
     return tuple(base64.b64decode(one) for one in encoded.split(","))
-
-
-def size_of(jpeg: bytes) -> tuple[int, int]:
-    """(width, height) of a JPEG, from its header."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return image.size
 
 
 def decoded(jpegs: Sequence[bytes]) -> NDArray[np.uint8]:

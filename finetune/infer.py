@@ -31,11 +31,12 @@ from typing import Any, Protocol
 from finetune import scoring
 from finetune.answer_file import Record
 from finetune.identity import file_digest
-from finetune.layout import Look, Shown, messages, picture_size_of
+from finetune.layout import Look, Shown, messages
 from finetune.rows import Row
 from vidqa.adapters import CONFIG, WEIGHTS
 from vidqa.boxes import Family, resized
 from vidqa.errors import EndpointError, UsageError, VidqaError
+from vidqa.pictures import jpeg_size
 from vidqa.vlm import DEFAULT_SAMPLING, AsyncVlmClient, Sampling
 
 AT_ONCE = 8
@@ -220,7 +221,7 @@ class _Asking:
 
 def sizes_of(shown: Sequence[Shown]) -> scoring.Sizes:
     """Of each medium, (width, height) of the original and of what the model sees."""
-    return [((one.width, one.height), resized(*picture_size_of(one.pictures[0]))) for one in shown]
+    return [((one.width, one.height), resized(*jpeg_size(one.pictures[0].jpeg))) for one in shown]
 
 
 # ---------------------------------------------------------------- what a run follows from

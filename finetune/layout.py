@@ -20,7 +20,7 @@ from finetune.rows import Boxed, Located, Media, Part, Ref, Row, Turn
 from vidqa import boxes, prompt
 from vidqa.boxes import Family
 from vidqa.errors import UsageError
-from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE
+from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE, jpeg_size
 from vidqa.types import Moment, Picture, ShownMoment
 from vidqa.vlm import in_plain_words
 
@@ -190,7 +190,7 @@ class _Layout:
                 f"there are {len(self._shown)}"
             )
         shown = self._shown[media]
-        return (shown.width, shown.height), boxes.resized(*picture_size_of(shown.pictures[0]))
+        return (shown.width, shown.height), boxes.resized(*jpeg_size(shown.pictures[0].jpeg))
 
 
 class _Asking(_Layout):
@@ -260,16 +260,6 @@ def _jpegs(media: Media, shown: Shown) -> list[bytes]:
     """A picture goes as a pair of equal frames, which costs what one frame would."""
     jpegs = [one.jpeg for one in shown.pictures]
     return jpegs[:1] * 2 if media.kind == "image" else jpegs
-
-
-def picture_size_of(picture: Picture) -> tuple[int, int]:
-    """(width, height) of a JPEG, from its header."""
-    import io
-
-    from PIL import Image
-
-    with Image.open(io.BytesIO(picture.jpeg)) as image:
-        return image.size
 
 
 def _tidy(pieces: list[str | tuple[Media, Shown]]) -> list[str | tuple[Media, Shown]]:

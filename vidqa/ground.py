@@ -27,7 +27,7 @@ from vidqa.boxes import Box, Sight
 from vidqa.drawing import draw
 from vidqa.errors import UsageError, VideoError
 from vidqa.frames import frame_at
-from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE
+from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE, jpeg_size
 from vidqa.prompt import NOT_SHOWN, ground_messages, without_markers
 from vidqa.select import JPEG_QUALITY, fit
 from vidqa.types import Answer, Citation, Picture, ShownMoment, Video
@@ -173,7 +173,7 @@ def ground(
         raise UsageError('nothing to look for; say what, like "the red car"')
     client = endpoint() if callable(endpoint) else endpoint
     picture = _shown(still, options.max_pixels)
-    shown_size = sight.shown_size(*_size(picture.jpeg))
+    shown_size = sight.shown_size(*jpeg_size(picture.jpeg))
     found: list[Located] = []
     missing: list[Missing] = []
     for phrase in dict.fromkeys(" ".join(one.split()) for one in phrases):
@@ -194,13 +194,6 @@ def _shown(still: Still, max_pixels: int) -> Picture:
     encoded = io.BytesIO()
     Image.fromarray(still.image).save(encoded, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return fit(Picture(still.seconds, encoded.getvalue()), max_pixels)
-
-
-def _size(jpeg: bytes) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return image.size
 
 
 # ---------------------------------------------------------------- the frames of an answer

@@ -47,13 +47,18 @@ Data = Annotated[
 Format = Annotated[
     str | None,
     typer.Option(
-        "--format", metavar="NAME", help="Format of the data (default: what it looks like)."
+        "--format",
+        metavar="NAME",
+        help="What the files are, if it is not seen from them: vidqa, llama-factory, alpaca, "
+        "ms-swift, ms-swift-2, llava, trl, trl-prompt, coco.",
     ),
 ]
 MediaDir = Annotated[
     Path | None,
     typer.Option(
-        "--media-dir", metavar="DIR", help="Where paths in the data begin (default: its folder)."
+        "--media-dir",
+        metavar="DIR",
+        help="Where relative paths of media begin (default: the data file's folder).",
     ),
 ]
 AtOnce = Annotated[int, typer.Option("--at-once", min=1, max=512, help="Rows asked at a time.")]

@@ -27,6 +27,7 @@ from finetune.layout import Look, Shown, messages
 from finetune.media import show_row
 from finetune.rows import Row
 from finetune.shelf import Shelf
+from vidqa.boxes import Sight
 from vidqa.errors import ModelError, UsageError
 from vidqa.pictures import jpeg_size
 
@@ -106,6 +107,7 @@ class Encoder:
         self.processor = processor
         self.look = look
         self.family = family
+        self.sight = _sight(processor.video_processor, family)
         self.shelf = shelf
         pad = processor.tokenizer.pad_token_id
         self.pad_id: int = processor.tokenizer.eos_token_id if pad is None else pad
@@ -121,7 +123,7 @@ class Encoder:
 
     def segments(self, row: Row, shown: Sequence[Shown], look: Look | None = None) -> Segments:
         """The text of a row, by the model's chat template, and the frames that it names."""
-        chat = messages(row, shown, look or self.look, self.family)
+        chat = messages(row, shown, look or self.look, self.family, self.sight.shown_size)
         learned = [n for n, turn in enumerate(_turns(row, chat)) if turn]
         if not learned:
             raise UsageError(f"{row.origin}: no answer of an assistant is to be learned")
@@ -211,6 +213,16 @@ class Encoder:
         return self.processor.apply_chat_template(  # type: ignore[no-any-return]
             [_for_template(one) for one in chat], tokenize=False, **options
         )
+
+
+def _sight(videos: Any, family: Family) -> Sight:
+    """How the model sees pictures, by the processor that they go through."""
+    return Sight(
+        family,
+        factor=videos.patch_size * videos.merge_size,
+        min_pixels=videos.size["shortest_edge"],
+        max_pixels=videos.size["longest_edge"],
+    )
 
 
 def _turns(row: Row, chat: Sequence[Mapping[str, Any]]) -> list[bool]:

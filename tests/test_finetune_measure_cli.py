@@ -14,7 +14,11 @@ from finetune_parts import hide_scorers
 from media import three_shots
 from typer.testing import CliRunner, Result
 
+from vidqa.adapters import AdapterCard
 from vidqa.cli import app
+from vidqa.cli.rows import _sight
+from vidqa.command import Run
+from vidqa.config import Settings
 
 
 @pytest.fixture
@@ -109,6 +113,20 @@ def test_captions_that_cannot_be_scored_end_it_before_the_model_is_asked(
     assert done.exit_code == 1
     assert "uv pip install 'vidqa[train]'" in done.stderr
     assert endpoint.requests == []
+
+
+@pytest.mark.parametrize("box_family", ["", "qwen2.5-vl"])
+def test_pictures_are_seen_as_the_models_own_processor_makes_them(
+    tmp_path: Path, box_family: str
+) -> None:
+    base = make_base(tmp_path / "base", kind="qwen2_5_vl")
+    (base / "preprocessor_config.json").write_text('{"min_pixels": 200704}')
+    run = Run(Settings(model=str(base)), json=False, verbose=False, quiet=False)
+    card = AdapterCard(
+        name="birds", base_model="", rank=4, alpha=8, targets="", box_family=box_family
+    )
+    seen = _sight(run, card, str(base))
+    assert (seen.family, seen.min_pixels) == ("qwen2.5-vl", 200704)
 
 
 def test_a_row_that_fails_is_named_and_makes_the_exit_code_1(

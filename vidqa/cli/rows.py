@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.rows import Row
     from finetune.shelf import Shelf
     from vidqa.adapters import AdapterCard
-    from vidqa.boxes import Family
+    from vidqa.boxes import Sight
     from vidqa.wiring import ChosenAdapter
 
 # What of the settings decides how rows are asked.
@@ -127,10 +127,11 @@ def choose(run: Run, adapter: str | None, at_once: int, shelf: Shelf | None) -> 
         return AsyncVlmClient(found.base_url, found.api_key, found.model)
 
     model = found.model or _only_model(open_client)
-    look = _look(run, card)
+    look, sight = _look(run, card), _sight(run, card, model)
     options = InferOptions(
         look=look,
-        family=_family(run, card, model),
+        family=sight.family,
+        shown_size=sight.shown_size,
         model=found.adapters[chosen.name] if chosen else None,
         sampling=Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         at_once=at_once,
@@ -177,17 +178,15 @@ def _look(run: Run, card: AdapterCard | None) -> Look:
     return replace(look, **{name: own[name] for name in names if name in run.settings.given})
 
 
-def _family(run: Run, card: AdapterCard | None, model: str) -> Family:
-    """How the model writes boxes; Qwen2-VL's way where nothing says."""
-    from vidqa.adapter_weights import model_type
-    from vidqa.boxes import FAMILIES, family_in_name, family_of
-    from vidqa.weights import find_weights
+def _sight(run: Run, card: AdapterCard | None, model: str) -> Sight:
+    """How the model sees pictures and writes boxes; Qwen2-VL's way where nothing says."""
+    from vidqa.boxes import FAMILIES, Sight, family_in_name
+    from vidqa.weights import find_weights, sight
 
-    if card is not None and card.box_family in FAMILIES:
-        return next(one for one in FAMILIES if one == card.box_family)
+    told = next((one for one in FAMILIES if card is not None and card.box_family == one), None)
     if not run.settings.base_url:
-        return family_of(model_type(find_weights(run.settings.model, run.settings.hub)))
-    return family_in_name(model) or "qwen2-vl"
+        return sight(find_weights(run.settings.model, run.settings.hub), told)
+    return Sight(told or family_in_name(model) or "qwen2-vl")
 
 
 def _identity(run: Run, model: str) -> str:

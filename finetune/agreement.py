@@ -18,11 +18,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from vidqa.prompt import NOT_SHOWN
+from vidqa.prompt import NOT_SHOWN, without_markers
 
 # Scripts without spaces: each character stands for itself.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\d+(?:[.,:]\d+)*|[^\W\d_]+")
-_MARKER = re.compile(r"\s*\[\s*\d+(?:\s*[,;\N{EN DASH}-]\s*\d+)*\s*\]")
 
 _FILLERS = frozenset(
     _WORD.findall(
@@ -45,9 +44,9 @@ _DENIALS = frozenset(_WORD.findall("no not never none nobody nothing neither nor
 _AFFIRMATIONS = frozenset(("yes",))
 
 
-def without_markers(text: str) -> str:
+def uncited(answer: str) -> str:
     """An answer on one line, without the `[n]` that cite moments."""
-    return " ".join(_MARKER.sub("", text).split())
+    return " ".join(without_markers(answer).split())
 
 
 def words(text: str) -> list[str]:

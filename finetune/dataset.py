@@ -27,7 +27,9 @@ from finetune.layout import Look, Shown, messages
 from finetune.media import show_row
 from finetune.rows import Row
 from finetune.shelf import Shelf
+from vidqa.boxes import Sight
 from vidqa.errors import ModelError, UsageError
+from vidqa.pictures import jpeg_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,6 +107,7 @@ class Encoder:
         self.processor = processor
         self.look = look
         self.family = family
+        self.sight = _sight(processor.video_processor, family)
         self.shelf = shelf
         pad = processor.tokenizer.pad_token_id
         self.pad_id: int = processor.tokenizer.eos_token_id if pad is None else pad
@@ -120,7 +123,7 @@ class Encoder:
 
     def segments(self, row: Row, shown: Sequence[Shown], look: Look | None = None) -> Segments:
         """The text of a row, by the model's chat template, and the frames that it names."""
-        chat = messages(row, shown, look or self.look, self.family)
+        chat = messages(row, shown, look or self.look, self.family, self.sight.shown_size)
         learned = [n for n, turn in enumerate(_turns(row, chat)) if turn]
         if not learned:
             raise UsageError(f"{row.origin}: no answer of an assistant is to be learned")
@@ -161,7 +164,7 @@ class Encoder:
                 list(segments.texts), add_special_tokens=False, padding=False
             )["input_ids"]
         ]
-        patches = sum(self.patches(len(one), size_of(one[0])) for one in segments.videos)
+        patches = sum(self.patches(len(one), jpeg_size(one[0])) for one in segments.videos)
         media = patches // videos.merge_size**2
         # Each video has one token in the text, which stands for all of its own.
         tokens = sum(lengths) - len(segments.videos) + media
@@ -212,6 +215,16 @@ class Encoder:
         )
 
 
+def _sight(videos: Any, family: Family) -> Sight:
+    """How the model sees pictures, by the processor that they go through."""
+    return Sight(
+        family,
+        factor=videos.patch_size * videos.merge_size,
+        min_pixels=videos.size["shortest_edge"],
+        max_pixels=videos.size["longest_edge"],
+    )
+
+
 def _turns(row: Row, chat: Sequence[Mapping[str, Any]]) -> list[bool]:
     """For each message whether it is an answer to be learned."""
     trains = iter([turn.trains for turn in row.turns if turn.role == "assistant"])
@@ -230,14 +243,6 @@ def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
 def _frames(part: Mapping[str, Any]) -> tuple[bytes, ...]:
     encoded = part["video_url"]["url"].partition(",")[2]
     return tuple(base64.b64decode(one) for one in encoded.split(","))
-
-
-def size_of(jpeg: bytes) -> tuple[int, int]:
-    """(width, height) of a JPEG, from its header."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return image.size
 
 
 def decoded(jpegs: Sequence[bytes]) -> NDArray[np.uint8]:

@@ -31,11 +31,12 @@ from typing import Any, Protocol
 from finetune import scoring
 from finetune.answer_file import Record
 from finetune.identity import file_digest
-from finetune.layout import Look, Shown, messages, picture_size_of
+from finetune.layout import Look, Shown, messages
 from finetune.rows import Row
 from vidqa.adapters import CONFIG, WEIGHTS
-from vidqa.boxes import Family, resized
+from vidqa.boxes import Family, ShownSize, resized
 from vidqa.errors import EndpointError, UsageError, VidqaError
+from vidqa.pictures import jpeg_size
 from vidqa.vlm import DEFAULT_SAMPLING, AsyncVlmClient, Sampling
 
 AT_ONCE = 8
@@ -49,10 +50,14 @@ OpenClient = Callable[[], AsyncVlmClient]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferOptions:
-    """How rows are asked. `model` is the adapter's name at the endpoint, None for its own model."""
+    """How rows are asked. `model` is the adapter's name at the endpoint, None for its own model.
+
+    `shown_size` is what the model's processor makes of a picture's size, see `Sight`.
+    """
 
     look: Look
     family: Family
+    shown_size: ShownSize = resized
     model: str | None = None
     sampling: Sampling = DEFAULT_SAMPLING
     at_once: int = AT_ONCE
@@ -195,8 +200,12 @@ class _Asking:
                 f"{row.origin}: nothing is asked; a question must come last, or an answer to learn"
             )
         shown = await asyncio.to_thread(self._show, row)
-        whole = messages(row, shown, self._options.look, self._options.family)
+        whole = self._messages(row, shown)
         return [await self._answer(row, turn, whole, shown) for turn in turns]
+
+    def _messages(self, row: Row, shown: Sequence[Shown]) -> list[dict[str, Any]]:
+        options = self._options
+        return messages(row, shown, options.look, options.family, options.shown_size)
 
     async def _answer(
         self, row: Row, turn: int, whole: list[dict[str, Any]], shown: Sequence[Shown]
@@ -207,7 +216,8 @@ class _Asking:
         text = "".join([piece async for piece in reply]).strip()
         answer: dict[str, Any] = {"question": scoring.question_text(row, turn), "text": text}
         if expected is not None:
-            truth = scoring.truth_of(row, turn, expected, options.family, sizes_of(shown))
+            sizes = sizes_of(shown, options.shown_size)
+            truth = scoring.truth_of(row, turn, expected, options.family, sizes)
             answer |= {"expected": expected, "task": truth.task}
             answer["scores"] = {
                 name: round(value, 6) for name, value in scoring.scores(truth, text).items()
@@ -218,9 +228,11 @@ class _Asking:
         return answer | {"finish_reason": reply.finish_reason, "tokens": counts}
 
 
-def sizes_of(shown: Sequence[Shown]) -> scoring.Sizes:
+def sizes_of(shown: Sequence[Shown], shown_size: ShownSize = resized) -> scoring.Sizes:
     """Of each medium, (width, height) of the original and of what the model sees."""
-    return [((one.width, one.height), resized(*picture_size_of(one.pictures[0]))) for one in shown]
+    return [
+        ((one.width, one.height), shown_size(*jpeg_size(one.pictures[0].jpeg))) for one in shown
+    ]
 
 
 # ---------------------------------------------------------------- what a run follows from

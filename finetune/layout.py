@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 
 from finetune.rows import Boxed, Located, Media, Part, Ref, Row, Turn
 from vidqa import boxes, prompt
-from vidqa.boxes import Family
+from vidqa.boxes import Family, ShownSize
 from vidqa.errors import UsageError
-from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE
+from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE, jpeg_size
 from vidqa.types import Moment, Picture, ShownMoment
 from vidqa.vlm import in_plain_words
 
@@ -91,24 +91,39 @@ def layout_of(row: Row, look: Look) -> Literal["ask", "plain"]:
     return "plain" if any(isinstance(one, Boxed | Located) for one in row.parts) else "ask"
 
 
-def messages(row: Row, shown: Sequence[Shown], look: Look, family: Family) -> list[dict[str, Any]]:
+def messages(
+    row: Row,
+    shown: Sequence[Shown],
+    look: Look,
+    family: Family,
+    shown_size: ShownSize = boxes.resized,
+) -> list[dict[str, Any]]:
     """OpenAI messages of the whole conversation; the assistant's have a string as their content.
 
-    `shown` is one for each of `row.media`. Media go as lists of frames. Text of system and user is
+    `shown` is one for each of `row.media`, `shown_size` what the model's processor makes of a
+    picture's size (`Sight.shown_size`). Media go as lists of frames. Text of system and user is
     in plain words but for the marks of the row's own boxes, so it is to be sent as it is
     (`is_plain` of `AsyncVlmClient.reply`). Raises UsageError where the numbers differ.
     """
     if len(shown) != len(row.media):
         raise UsageError(f"{row.origin}: {len(row.media)} media, but {len(shown)} are shown")
     asks = layout_of(row, look) == "ask"
-    return (_Asking if asks else _Layout)(row, shown, look, family).messages()
+    return (_Asking if asks else _Layout)(row, shown, look, family, shown_size).messages()
 
 
 class _Layout:
     """Layout "plain": every part where it stands."""
 
-    def __init__(self, row: Row, shown: Sequence[Shown], look: Look, family: Family) -> None:
+    def __init__(
+        self,
+        row: Row,
+        shown: Sequence[Shown],
+        look: Look,
+        family: Family,
+        shown_size: ShownSize,
+    ) -> None:
         self._row, self._shown, self._look, self._family = row, shown, look, family
+        self._shown_size = shown_size
         self._met = 0  # media of the turns before
         self._held: list[str] = []  # boxes of questions, as the family writes them
 
@@ -190,7 +205,7 @@ class _Layout:
                 f"there are {len(self._shown)}"
             )
         shown = self._shown[media]
-        return (shown.width, shown.height), boxes.resized(*picture_size_of(shown.pictures[0]))
+        return (shown.width, shown.height), self._shown_size(*jpeg_size(shown.pictures[0].jpeg))
 
 
 class _Asking(_Layout):
@@ -260,16 +275,6 @@ def _jpegs(media: Media, shown: Shown) -> list[bytes]:
     """A picture goes as a pair of equal frames, which costs what one frame would."""
     jpegs = [one.jpeg for one in shown.pictures]
     return jpegs[:1] * 2 if media.kind == "image" else jpegs
-
-
-def picture_size_of(picture: Picture) -> tuple[int, int]:
-    """(width, height) of a JPEG, from its header."""
-    import io
-
-    from PIL import Image
-
-    with Image.open(io.BytesIO(picture.jpeg)) as image:
-        return image.size
 
 
 def _tidy(pieces: list[str | tuple[Media, Shown]]) -> list[str | tuple[Media, Shown]]:

@@ -1,6 +1,7 @@
 """An adapter is added into its base model: a model of its own, which needs no LoRA to be served.
 
     merge(base_folder, adapter_folder, Path("models/birds"))
+    is_merge(Path("models/birds"), base_folder, adapter_folder)     True from then on
 
 Weight files are rewritten one by one under their own names, keys and types, W + scale * B A in
 float32, and what a model needs beside them is copied. So whatever loads the base loads the
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from vidqa import model_card
 from vidqa.adapter_fit import Servable, check_base, is_quantized, servable
-from vidqa.adapter_weights import base_digest, canonical, lora_part
-from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, Card, read_config
+from vidqa.adapter_weights import base_digest, base_tensors, canonical, lora_part
+from vidqa.adapters import CONFIG, WEIGHTS, Card, read_config
 from vidqa.errors import ModelError, UsageError
 from vidqa.model_card import ModelCard
 from vidqa.weights import copy_companions, revision_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _QUANTISED = re.compile(r"\.(?:qweight|qzeros|g_idx|weight_packed|absmax|quant_map|SCB)\b")
+# What of a card tells one merge from another.
+_MADE_OF = ("adapter_digest", "base_digest", "look")
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ def merge(
 ) -> Path:
     """Writes the merged model into `output`, which must not exist or be empty; returns it.
 
-    It appears there whole or not at all. `on_file` hears of every finished file of weights. Raises
-    ModelError where the adapter does not fit the base, or is more than a LoRA.
+    It appears there whole or not at all, also after a power cut. `on_file` hears of every finished
+    file of weights. Raises ModelError where the adapter does not fit the base, or is more than a
+    LoRA.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output}: is there already; name a folder that is new, or remove it")
@@ -71,7 +75,8 @@ def merge(
         for index in base.glob("*.safetensors.index.json"):  # names and keys are the same
             shutil.copyfile(index, draft / index.name)
         copy_companions(base, draft)
-        model_card.write(draft, _card(looked_through.card, base))
+        model_card.write(draft, _card(looked_through, base))
+        _put_on_disk(draft)
         if output.exists():
             output.rmdir()
         draft.replace(output)
@@ -81,15 +86,46 @@ def merge(
     return output
 
 
-def _card(card: AdapterCard, base: Path) -> ModelCard:
+def is_merge(folder: Path, base: Path, adapter: Path) -> bool:
+    """Whether a folder holds what `merge` makes of this base and this adapter, and all of it.
+
+    Its card says what it was made of. Raises ModelError for an adapter that cannot be merged.
+    """
+    try:
+        told = model_card.told_by(folder)
+        if _tables(folder) != _tables(base):
+            return False
+    except ModelError:  # no weights or cut off ones, or a damaged card
+        return False
+    wanted = _card(servable(adapter), base)
+    return all(told.get(name) == getattr(wanted, name) for name in _MADE_OF)
+
+
+def _tables(folder: Path) -> set[tuple[str, str, str, tuple[int, ...]]]:
+    """Every tensor of a model, with its file, type and shape. Raises ModelError."""
+    return {(one.file.name, one.name, one.kind, one.shape) for one in base_tensors(folder)}
+
+
+def _put_on_disk(folder: Path) -> None:
+    """The files before the folder gets its name: what has it is taken for whole."""
+    for one in [*folder.rglob("*"), folder]:
+        opened = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _card(adapter: Servable, base: Path) -> ModelCard:
     """What the adapter says of itself holds for the model; of the base, what is here counts."""
+    card = adapter.card
     told = {one.name: getattr(card, one.name) for one in fields(Card)}
     here = {
         "base_model": card.base_model or str(base),
         "base_digest": base_digest(base),
         "base_revision": revision_of(base),
     }
-    return ModelCard(**told | here, adapter=card.name)
+    return ModelCard(**told | here, adapter=card.name, adapter_digest=adapter.digest)
 
 
 # ---------------------------------------------------------------- the adapter

@@ -14,6 +14,7 @@ do. Which of them a row is scored by is decided in `scoring`.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 import unicodedata
@@ -27,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidqa.boxes import Box
+from vidqa.errors import MissingExtra
+from vidqa.prompt import without_markers
 
 Array = NDArray[np.float64]
 
@@ -34,7 +37,6 @@ HIT_IOU = 0.5
 RESAMPLES = 2000
 COVERED = 0.95  # what an interval covers
 
-_CITATION = re.compile(r"\s*\[\d{1,9}\]")
 _ARTICLES = frozenset({"a", "an", "the"})
 # Han, kana and their marks, and the letters of scripts that are written without spaces.
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -47,14 +49,9 @@ _WORD = re.compile(r"[^\W_]+")
 # ---------------------------------------------------------------- answers
 
 
-def without_citations(text: str) -> str:
-    """A text without the `[n]` that name moments, and the space before them."""
-    return _CITATION.sub("", text).strip()
-
-
 def words(text: str) -> list[str]:
-    """A text's words in lower case, without citations and punctuation; articles stay."""
-    plain = unicodedata.normalize("NFKC", without_citations(text)).casefold()
+    """A text's words in lower case, without markers and punctuation; articles stay."""
+    plain = unicodedata.normalize("NFKC", without_markers(text)).casefold()
     kept = "".join(one if _is_kept(plain, at) else "" for at, one in enumerate(plain))
     return _CHARACTER.sub(r" \1 ", kept).split()
 
@@ -121,7 +118,7 @@ def chosen(reply: str, choices: Sequence[str]) -> int | None:
     equal = [at for at, text in enumerate(texts) if said and said == text]
     if len(equal) == 1:
         return equal[0]
-    letter = _letter_of(without_citations(reply), texts)
+    letter = _letter_of(without_markers(reply), texts)
     if letter is not None and letter in letters:
         return letters.index(letter)
     within = [at for at, text in enumerate(texts) if _holds(said, text)]
@@ -167,6 +164,9 @@ def _holds(text: Sequence[str], part: Sequence[str]) -> bool:
 
 # ---------------------------------------------------------------- captions
 
+_PACKAGES = ("rouge_score", "sacrebleu")
+_ENGLISH = "13a"  # sacrebleu's tokenizer for scripts with spaces
+
 
 class _Words:
     """rouge-score's own tokens are those of ASCII alone; for ASCII these are the same."""
@@ -176,8 +176,19 @@ class _Words:
         return _WORD.findall(_CHARACTER.sub(r" \1 ", plain))
 
 
+def check_packages() -> None:
+    """Raises MissingExtra, with the command, where what scores captions is not installed."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"captions cannot be scored: {' and '.join(missing)} not installed; "
+            "uv pip install 'vidqa[train]'"
+        )
+
+
 @cache
 def _rouge() -> Any:
+    check_packages()
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_Words())
@@ -185,12 +196,13 @@ def _rouge() -> Any:
 
 def rouge_l(reply: str, expected: str) -> float:
     """ROUGE-L's F measure (Lin 2004), by rouge-score, without stemming."""
-    scores = _rouge().score(without_citations(expected), without_citations(reply))
+    scores = _rouge().score(without_markers(expected), without_markers(reply))
     return float(scores["rougeL"].fmeasure)
 
 
 @cache
 def _bleu(tokenizer: str) -> Any:
+    check_packages()
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize=tokenizer)
@@ -198,8 +210,9 @@ def _bleu(tokenizer: str) -> Any:
 
 def bleu_counts(reply: str, expected: str) -> tuple[float, ...]:
     """What a reply adds to corpus BLEU: matches and n-grams of 1 to 4 words, and two lengths."""
-    wanted = without_citations(expected)
-    found = _bleu(_tokenizer_for(wanted)).corpus_score([without_citations(reply)], [[wanted]])
+    wanted = without_markers(expected).strip()
+    said = without_markers(reply).strip()
+    found = _bleu(_tokenizer_for(wanted)).corpus_score([said], [[wanted]])
     return (*map(float, found.counts), *map(float, found.totals), found.sys_len, found.ref_len)
 
 
@@ -207,17 +220,17 @@ def _tokenizer_for(text: str) -> str:
     """sacrebleu's, by the script: characters for Japanese, as MeCab is no part of it."""
     if _HAS_KANA.search(text):
         return "char"
-    return "zh" if _CHARACTER.search(text) else "13a"
+    return "zh" if _CHARACTER.search(text) else _ENGLISH
 
 
 def bleu(sums: Array) -> Array:
     """Corpus BLEU (Papineni et al. 2002) of summed `bleu_counts`, by sacrebleu's formula."""
-    from sacrebleu.metrics.bleu import BLEU
+    compute = _bleu(_ENGLISH).compute_bleu  # of the counts alone, whatever the tokenizer
 
     def one(row: Array) -> float:
         counts = [int(value) for value in row]
         matches, totals = counts[:4], counts[4:8]
-        score = BLEU.compute_bleu(matches, totals, counts[8], counts[9], smooth_method="exp")
+        score = compute(matches, totals, counts[8], counts[9], smooth_method="exp")
         return float(score.score) / 100
 
     return np.apply_along_axis(one, -1, sums)

@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from finetune.dataset import Encoder, Measure, size_of
+from finetune.dataset import Encoder, Measure
 from finetune.fetch import fetch
 from finetune.layout import Look, Shown
 from finetune.media import frame_counts, show_row
 from finetune.rows import Media, Origin, Row
 from vidqa.errors import UsageError, VideoError
+from vidqa.pictures import jpeg_size as size_of
 from vidqa.select import fitted_size
 
 # nf4: 4 bits, 8 for the scale of 64 weights, 32 for the scale of 256 of these (QLoRA, section 3).

@@ -18,11 +18,10 @@ from typing import Any
 
 from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB
 from vidqa.config import SETTINGS, read_config
+from vidqa.engine_options import RANKS
 from vidqa.errors import UsageError
 from vidqa.fields import check_bounds, convert, flag_in, setting, table_of
 
-# What vLLM's --max-lora-rank may be: an adapter of another rank would take the memory of the next.
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 LANGUAGE_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 # The blocks of Qwen2-VL's (qkv, proj, fc1, fc2), Qwen2.5-VL's (gate, up, down) and Qwen3-VL's
 # (linear_fc1, linear_fc2) towers, and what merges their patches. The first layer is a convolution

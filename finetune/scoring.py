@@ -12,7 +12,8 @@ so that every model is asked the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from finetune import metrics, times
 from finetune.metrics import Array, Combine, Thing
-from finetune.rows import Boxed, Located, Ref, Row, Task
+from finetune.rows import Boxed, Located, Part, Ref, Row, Task
 from vidqa.boxes import Family, parse
 
 # (original, shown) sizes of a row's media, each (width, height) in pixels.
@@ -37,6 +38,8 @@ MEASURES: Final[dict[Task, tuple[str, ...]]] = {
 
 # An answer of more words than this is a caption unless its row names another task.
 MOST_ANSWER_WORDS = 12
+
+_ONE_MARKER = re.compile(r"\s*\[\d{1,9}\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,27 @@ def question_text(row: Row, turn: int) -> str:
     """The words of the last question before a turn."""
     asked = [one for one in row.turns[:turn] if one.role == "user"]
     parts = asked[-1].parts if asked else ()
+    return _said(parts)
+
+
+def _said(parts: Sequence[Part]) -> str:
+    """The words among the parts of a turn."""
     said = (one.text if isinstance(one, Ref) else one for one in parts)
     return "".join(one for one in said if isinstance(one, str)).strip()
 
 
 # ---------------------------------------------------------------- what is right
+
+
+def check_packages(rows: Iterable[Row]) -> None:
+    """Raises MissingExtra where an answer of these rows is scored by what is not installed."""
+    if any(_has_caption(row) for row in rows):
+        metrics.check_packages()
+
+
+def _has_caption(row: Row) -> bool:
+    turns = [] if row.faults else [at for at in asked_turns(row) if at < len(row.turns)]
+    return any(_task(row, at, _said(row.turns[at].parts)) == "caption" for at in turns)
 
 
 def truth_of(row: Row, turn: int, expected: str, family: Family, sizes: Sizes) -> Truth:
@@ -128,7 +147,7 @@ def _task(row: Row, turn: int, expected: str) -> Task:
         return "choice"
     if any(isinstance(part, Boxed | Located) for part in row.turns[turn].parts):
         return "box"
-    if times.is_span(metrics.without_citations(expected)):
+    if times.is_span(_times_in(expected)):
         return "span"
     return "caption" if metrics.length(expected) > MOST_ANSWER_WORDS else "answer"
 
@@ -180,7 +199,12 @@ def boxes(truth: Truth, reply: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _spans(text: str) -> list[times.Span]:
-    return times.parse(metrics.without_citations(text))
+    return times.parse(_times_in(text))
+
+
+def _times_in(text: str) -> str:
+    """A text without the `[n]` that cite; where times are told, `[1, 3]` and `[1-3]` are times."""
+    return _ONE_MARKER.sub("", text).strip()
 
 
 def summable(measure: str, reply: str, expected: str, value: float) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.agreement import is_not_shown, without_markers
+from finetune.agreement import is_not_shown, uncited
 from vidqa.errors import EndpointError
 from vidqa.prompt import (
     NOT_SHOWN,
@@ -186,7 +186,7 @@ class Teacher:
         if temperature is not None:
             sampling = replace(sampling, temperature=temperature, seed=seed)
         text, finished = await self._reply(build_messages(question, [shown]), sampling, spent)
-        return "" if finished == "length" else without_markers(text)
+        return "" if finished == "length" else uncited(text)
 
     async def _reply(
         self, messages: Sequence[Mapping[str, Any]], sampling: Sampling, spent: Spent
@@ -288,7 +288,7 @@ def _draft(item: Mapping[str, Any]) -> Draft | None:
     question, answer, kind = item.get("question"), item.get("answer"), item.get("kind")
     if not isinstance(question, str) or not isinstance(answer, str | int | float):
         return None
-    question, answer = " ".join(question.split()), without_markers(str(answer))
+    question, answer = " ".join(question.split()), uncited(str(answer))
     if not question or not answer:
         return None
     if kind == UNANSWERABLE or is_not_shown(answer):

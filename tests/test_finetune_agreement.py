@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.agreement import agreement, is_not_shown, same_question, without_markers
+from finetune.agreement import agreement, is_not_shown, same_question, uncited
 from vidqa.prompt import NOT_SHOWN
 
 COLOUR = "What colour is the car?"
@@ -60,7 +60,7 @@ def test_an_answer_agrees_with_itself(question: str, answer: str) -> None:
 
 
 def test_markers_are_taken_out_with_the_space_before_them() -> None:
-    assert without_markers("The star [1] is\n red [1, 2].") == "The star is red."
+    assert uncited("The star [1] is\n red [1, 2].") == "The star is red."
 
 
 def test_only_the_agreed_words_say_that_nothing_shows_it() -> None:

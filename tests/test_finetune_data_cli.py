@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from media import make_film, shot
 from typer.testing import CliRunner, Result
 
-from finetune.formats import read
+from finetune.formats import FORMATS, read
 from vidqa.cli import app
+from vidqa.cli.rows import Format
 
 
 def vidqa(*arguments: object) -> Result:
@@ -26,6 +28,11 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"query": "<video>What?", "response": "That.", "videos": ["a.mp4"]}))
     return path
+
+
+def test_the_help_of_format_names_every_format() -> None:
+    _, option = get_args(Format)
+    assert {*option.help.rpartition(": ")[2].removesuffix(".").split(", ")} == {*FORMATS}
 
 
 def test_good_data_says_how_much_it_is(data: Path) -> None:

@@ -191,6 +191,21 @@ def test_a_box_in_a_question_is_marked_by_tokens_of_the_model(bundled: Encoder, 
         assert ids.count(bundled.processor.tokenizer.convert_tokens_to_ids(mark)) == 2
 
 
+def test_boxes_in_pixels_are_of_the_picture_that_the_processor_makes(
+    film: Path, tmp_path: Path
+) -> None:
+    processor = load_processor(str(make_answerer(tmp_path / "model", "qwen2.5-vl-3b")))
+    processor.video_processor.size = {"shortest_edge": 336 * 252, "longest_edge": 448 * 336}
+    encoder = Encoder(processor, LOOK, "qwen2.5-vl")
+    whole = Located((("the film", Box(0, 0, 1, 1)),))
+    asks = Turn("user", (Media("image", (str(film),), at_seconds=1.0), "Where?"))
+    item = encoder(Row((asks, Turn("assistant", (whole,))), Origin("rows.jsonl", 1)))
+    _, rows_of_patches, columns = item["video_grid_thw"][0].tolist()
+    patch = processor.video_processor.patch_size
+    assert columns * patch > 112  # it was enlarged
+    assert f"[0, 0, {columns * patch}, {rows_of_patches * patch}]" in answers(encoder, item)[0]
+
+
 def test_answers_that_are_given_are_not_learned(bundled: Encoder, film: Path) -> None:
     row = rows(film)["turns"]
     given = tuple(

@@ -113,6 +113,23 @@ def test_boxes_in_questions_and_earlier_answers_are_asked_as_they_are_trained_on
     assert said == "< |im_end|> And at <|box_start|>(100,200),(500,600)<|box_end|>?"
 
 
+def test_boxes_in_pixels_are_of_the_picture_as_the_model_sees_it() -> None:
+    options = InferOptions(
+        look=Look(), family="qwen2.5-vl", shown_size=lambda width, height: (2 * width, 2 * height)
+    )
+    left_half = Located((("star", Box(0, 0, 0.5, 1)),))
+    row = asked(1, "Where?", left_half)
+    asks_on = Row((*row.turns, Turn("user", ("And now?",)), Turn("assistant", (left_half,))),
+                  row.origin)  # fmt: skip
+    kept = Kept()
+    reply = '[{"bbox_2d": [0, 0, 56, 112], "label": "star"}]'
+    with FakeEndpoint(says=lambda body: reply) as endpoint:
+        infer([asks_on], opener(endpoint), shown_of, options, kept)
+        told = endpoint.requests[-1]["messages"][-2]["content"]
+    assert "[0, 0, 56, 112]" in told
+    assert [one["scores"]["iou"] for one in kept.records[1]["answers"]] == [1.0, 1.0]
+
+
 def test_a_row_that_cannot_be_read_costs_that_row_only() -> None:
     def show(row: Row) -> tuple[Shown, ...]:
         if row.origin.line == 2:

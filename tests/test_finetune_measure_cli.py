@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter_parts import make_adapter
+from adapter_parts import make_adapter, make_base
 from fakes import FakeEndpoint
+from finetune_parts import hide_scorers
 from media import three_shots
 from typer.testing import CliRunner, Result
 
+from vidqa.adapters import AdapterCard
 from vidqa.cli import app
+from vidqa.cli.rows import _sight
+from vidqa.command import Run
+from vidqa.config import Settings
 
 
 @pytest.fixture
@@ -92,6 +97,38 @@ def test_without_room_in_the_cache_no_frames_are_kept(
     assert not (place / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    "verb", [("infer", "--output", "a.jsonl"), ("finetune", "eval", "--output", "results")]
+)
+def test_captions_that_cannot_be_scored_end_it_before_the_model_is_asked(
+    place: Path,
+    endpoint: FakeEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: tuple[str, ...],
+) -> None:
+    text = (place / "rows.jsonl").read_text()
+    (place / "rows.jsonl").write_text(text.replace('"red"', json.dumps("a red star falls " * 5)))
+    hide_scorers(monkeypatch)
+    done = run(endpoint, *verb, "--data", "rows.jsonl")
+    assert done.exit_code == 1
+    assert "uv pip install 'vidqa[train]'" in done.stderr
+    assert endpoint.requests == []
+
+
+@pytest.mark.parametrize("box_family", ["", "qwen2.5-vl"])
+def test_pictures_are_seen_as_the_models_own_processor_makes_them(
+    tmp_path: Path, box_family: str
+) -> None:
+    base = make_base(tmp_path / "base", kind="qwen2_5_vl")
+    (base / "preprocessor_config.json").write_text('{"min_pixels": 200704}')
+    run = Run(Settings(model=str(base)), json=False, verbose=False, quiet=False)
+    card = AdapterCard(
+        name="birds", base_model="", rank=4, alpha=8, targets="", box_family=box_family
+    )
+    seen = _sight(run, card, str(base))
+    assert (seen.family, seen.min_pixels) == ("qwen2.5-vl", 200704)
+
+
 def test_a_row_that_fails_is_named_and_makes_the_exit_code_1(
     place: Path, endpoint: FakeEndpoint
 ) -> None:
@@ -124,6 +161,45 @@ def test_wrong_usage_of_infer_is_told(
     done = run(endpoint, "infer", *arguments)
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+def merge_birds(place: Path, *more: str) -> Result:
+    given = ("--adapter", "./birds", "--merge", "merged", "--model", str(place / "base"))
+    return CliRunner().invoke(app, ["infer", *given, *more])
+
+
+def test_a_merge_that_is_there_already_is_used_as_it_is(place: Path) -> None:
+    make_base(place / "base")
+    make_adapter(place / "birds")
+    first = merge_birds(place)
+    assert first.exit_code == 0, first.output
+    assert "as it is" not in first.stderr
+    weights = place / "merged" / "model-0.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = merge_birds(place)
+    assert again.exit_code == 0, again.output
+    assert "merged: holds this merge already and is used as it is" in again.stderr
+    assert again.stdout == first.stdout
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_merge_of_an_adapter_that_was_retrained_is_not_used(place: Path) -> None:
+    make_base(place / "base")
+    make_adapter(place / "birds")
+    assert merge_birds(place).exit_code == 0
+    make_adapter(place / "birds", seed=1)
+    done = merge_birds(place)
+    assert done.exit_code == 2
+    assert "merged: is there already; name a folder that is new, or remove it" in done.stderr
+
+
+def test_rows_that_cannot_be_read_are_told_before_anything_is_merged(place: Path) -> None:
+    make_base(place / "base")
+    make_adapter(place / "birds")
+    done = merge_birds(place, "--data", "no.jsonl")
+    assert done.exit_code != 0
+    assert "no.jsonl" in done.stderr
+    assert not (place / "merged").exists()
 
 
 def test_eval_tells_of_both_and_writes_figures_and_page(

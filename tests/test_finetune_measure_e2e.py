@@ -108,6 +108,10 @@ def test_base_adapter_and_merged_model_answer_a_file_of_rows(vidqa: Any, place: 
     assert (place / "merged" / CARD).is_file()
     assert texts(place / "m.jsonl") == adapted
 
+    done = vidqa("infer", *rows, "--adapter", "birds", "--merge", "merged", "--output", "m.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "0 rows answered, 12 known already" in done.stdout
+
 
 def test_a_data_file_that_changed_is_noticed(vidqa: Any, place: Path) -> None:
     changed = place / "changed.jsonl"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import adapter_parts
 import pytest
 from tiny_models import make_answerer
 
-from finetune.merge import merge
+from finetune.merge import is_merge, merge
 from finetune.recipe import LANGUAGE_TARGETS
 from vidqa.adapters import AdapterCard, write
 from vidqa.errors import ModelError, UsageError
@@ -148,6 +151,98 @@ def test_a_merge_that_fails_leaves_nothing_behind(
     with pytest.raises(KeyboardInterrupt):
         merge(base, adapter, tmp_path / "merged", stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def small_parts(folder: Path) -> tuple[Path, Path]:
+    """A base in two files and an adapter of it, made without PEFT or a model."""
+    base = adapter_parts.make_base(folder / "base", shards=2)
+    return base, adapter_parts.make_adapter(folder / "birds", card={"look": {"max_frames": 4}})
+
+
+def test_all_of_it_is_on_the_disk_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter = small_parts(tmp_path)
+    synced = set()
+
+    def sync(descriptor: int) -> None:
+        assert not (tmp_path / "merged").exists()
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    merged = merge(base, adapter, tmp_path / "merged")
+    assert {one.stat().st_ino for one in (merged, *merged.iterdir())} <= synced
+
+
+def test_a_merge_is_known_again(tmp_path: Path) -> None:
+    base, adapter = small_parts(tmp_path)
+    assert not is_merge(tmp_path / "merged", base, adapter)
+    assert is_merge(merge(base, adapter, tmp_path / "merged"), base, adapter)
+
+
+def test_figures_that_were_measured_since_make_it_no_other_merge(tmp_path: Path) -> None:
+    base, adapter = small_parts(tmp_path)
+    merged = merge(base, adapter, tmp_path / "merged")
+    adapter_parts.make_adapter(
+        adapter, card={"look": {"max_frames": 4}, "metrics": {"after": {"loss": 1.0}}}
+    )
+    assert is_merge(merged, base, adapter)
+
+
+def _retrain(folder: Path) -> None:
+    adapter_parts.make_adapter(folder / "birds", seed=1, card={"look": {"max_frames": 4}})
+
+
+def _show_otherwise(folder: Path) -> None:
+    adapter_parts.make_adapter(folder / "birds", card={"look": {"max_frames": 8}})
+
+
+def _change_base(folder: Path) -> None:
+    adapter_parts.make_base(folder / "base", shards=2, seed=1)
+
+
+def _cut_weights_off(folder: Path) -> None:
+    weights = folder / "merged" / "model-1.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def _lose_weights(folder: Path) -> None:
+    (folder / "merged" / "model-1.safetensors").unlink()
+
+
+def _damage_card(folder: Path) -> None:
+    (folder / "merged" / CARD).write_text("{")
+
+
+def _take_older_card(folder: Path) -> None:
+    """Before merges could be known again, a card told the adapter's name alone."""
+    path = folder / "merged" / CARD
+    told = json.loads(path.read_text())
+    del told["adapter_digest"]
+    path.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _retrain, _show_otherwise, _change_base, _cut_weights_off, _lose_weights, _damage_card,
+        _take_older_card,
+    ],
+)  # fmt: skip
+def test_what_is_not_the_whole_merge_of_both_is_not_taken_for_it(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    base, adapter = small_parts(tmp_path)
+    merged = merge(base, adapter, tmp_path / "merged")
+    change(tmp_path)
+    assert not is_merge(merged, base, adapter)
+
+
+def test_an_older_card_still_tells_its_look(tmp_path: Path) -> None:
+    base, adapter = small_parts(tmp_path)
+    merged = merge(base, adapter, tmp_path / "merged")
+    _take_older_card(tmp_path)
+    assert look_of(str(merged)) == {"max_frames": 4}
 
 
 def test_a_folder_of_somebody_else_beside_it_is_left_alone(

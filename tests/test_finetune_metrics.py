@@ -20,6 +20,10 @@ from vidqa.boxes import Box
         ("A red star.", "red star"),
         ("The star is red [1].", "The star is red."),
         ("The star is red [1] [12]", "the star is RED"),
+        ("The star is red [1, 2].", "The star is red."),
+        ("The star is red [1; 2]", "The star is red."),
+        ("The star is red [1-3].", "The star [2] is red."),
+        ("The star is red [ 1\N{EN DASH}3 ].", "The star is red."),
         ("１２ 個", "12個"),  # noqa: RUF001
         ("红色。", "红 色"),
         ("星は 赤い", "星は赤い"),

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from finetune.recipe import LANGUAGE_TARGETS, RANKS, RECIPE, VISION_TARGETS, Recipe, recipe_flag
+from finetune.recipe import LANGUAGE_TARGETS, RECIPE, VISION_TARGETS, Recipe, recipe_flag
 from vidqa.config import SETTINGS, Settings
+from vidqa.engine_options import RANKS
 from vidqa.errors import ConfigError, UsageError
 
 CONFIGS = REPOSITORY / "configs"

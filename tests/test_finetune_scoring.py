@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from finetune_parts import asked, shown_of
+from finetune_parts import asked, hide_scorers, shown_of
 
 from finetune import scoring
 from finetune.infer import sizes_of
 from finetune.layout import Look, messages
 from finetune.rows import Boxed, Located, Origin, Part, Ref, Row, Task, Turn
-from finetune.scoring import asked_turns, cut, question_text, scores, truth_of
+from finetune.scoring import (
+    asked_turns,
+    check_packages,
+    cut,
+    question_text,
+    scores,
+    truth_of,
+)
 from vidqa.boxes import Box, Family
+from vidqa.errors import MissingExtra
 from vidqa.prompt import NOT_SHOWN
 
 
@@ -68,11 +78,35 @@ def test_a_task_that_its_answer_does_not_fit_becomes_an_answer(task: Task) -> No
         (asked(1, "?", "from 0 to 4", task="span"), "0:01 - 0:04 [1]",
          {"temporal_iou": 0.75, "accuracy_at_0.5": 1}),
         (asked(1, "?", "[1, 3]", task="span"), "[1, 3] [1]", {"temporal_iou": 1}),
+        (asked(1, "?", "from 1 to 3", task="span"), "[1-3]", {"temporal_iou": 1}),
+        (asked(1, "?", "a dog runs home", task="caption"), "a dog runs home [1, 2]",
+         {"rouge_l": 1, "bleu": 1}),
     ],
 )  # fmt: skip
 def test_replies_are_scored_by_task(row: Row, reply: str, expected: dict[str, float]) -> None:
     found = scores(truth(row), reply)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "row", [asked(1, "What?", SENTENCE), asked(1, "What?", "A dog.", task="caption")]
+)
+def test_captions_that_cannot_be_scored_are_an_error_before_they_are_asked(
+    monkeypatch: pytest.MonkeyPatch, row: Row
+) -> None:
+    hide_scorers(monkeypatch)
+    match = r"rouge_score and sacrebleu not installed; uv pip install 'vidqa\[train\]'"
+    with pytest.raises(MissingExtra, match=match):
+        check_packages([asked(1, "What?", "A dog."), row])
+
+
+def test_rows_without_captions_need_no_packages_to_be_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hide_scorers(monkeypatch)
+    broken = replace(asked(4, "What?", SENTENCE), faults=("its video is missing",))
+    check_packages([asked(1, "What?", "A dog."), asked(2, "What?", SENTENCE, task="answer"),
+                    asked(3, SENTENCE, None), broken])  # fmt: skip
 
 
 # 140 of 560 pixels are a quarter; the picture that the model sees is 56 x 56.

@@ -495,6 +495,7 @@ def test_an_answer_of_another_library_is_an_error(library: Library, endpoint: Fa
         ("What is the colour of the star?", "", "the star"),
         ("Is her  dog in a park? Why?", "", "her dog in a park"),
         ("Wer singt?", "A woman in blue [1]. She dances.", "A woman in blue"),
+        ("Wer singt?", "A woman [1, 2] in blue [1-3]. She dances.", "A woman in blue"),
         ("Wer singt?", NOT_SHOWN, ""),
         ("?", "[1]", ""),
     ],

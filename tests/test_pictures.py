@@ -22,6 +22,8 @@ from vidqa.pictures import (
     PICTURE_SHORT_SIDE,
     Views,
     detector_size,
+    encode_jpeg,
+    jpeg_size,
     picture_size,
 )
 from vidqa.types import ResizeMode
@@ -107,6 +109,10 @@ def test_kept_pictures_fit_their_box_and_keep_their_shape(width: int, height: in
     assert kept[1] <= height
     if min(kept) > 20:
         assert kept[0] / kept[1] == pytest.approx(width / height, rel=0.05)
+
+
+def test_the_size_of_a_jpeg_is_its_width_and_height() -> None:
+    assert jpeg_size(encode_jpeg(np.zeros((48, 64, 3), np.uint8))) == (64, 48)
 
 
 @given(st.integers(1, 8000), st.integers(1, 8000))

@@ -24,6 +24,7 @@ from vidqa.prompt import (
     subtitle_line,
     time_range,
     video_url,
+    without_markers,
 )
 from vidqa.types import Moment, Picture, ShownMoment, TextSpan
 
@@ -166,6 +167,19 @@ def test_a_long_run_of_what_may_become_a_marker_takes_no_time(run: str) -> None:
     started = time.perf_counter()
     kept([run * 20_000 + "x"], {1})
     assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    "marker", ["[2]", "[1, 3]", "[1; 3]", "[1-3]", "[1\N{EN DASH}3]", "[ 1 , 2]"]
+)
+def test_a_marker_is_taken_out_in_every_form_that_is_cited(marker: str) -> None:
+    assert kept([marker], {1, 2, 3})[1]
+    assert without_markers(f"A star {marker}, and\n a ball  {marker}.") == "A star, and\n a ball."
+
+
+@pytest.mark.parametrize("text", ["[a]", "[]", "[1", "1]", "[1.5]", "a  [b] c"])
+def test_what_is_no_marker_stays(text: str) -> None:
+    assert without_markers(text) == text
 
 
 def test_text_is_passed_on_before_the_reply_ends() -> None:

@@ -34,10 +34,9 @@ from vidqa.adapter_weights import (
     write_renamed,
 )
 from vidqa.adapters import CONFIG, WEIGHTS, AdapterCard, read, read_config, read_json, whole
+from vidqa.engine_options import RANKS
 from vidqa.errors import ModelError
 
-# What vLLM may be started for; an adapter is served by the next larger one.
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Of the kinds of initial weights, those that leave the base as it is.
 _HARMLESS_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 # What PEFT may have trained besides, and vLLM cannot apply.

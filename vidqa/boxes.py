@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -31,6 +31,7 @@ from vidqa.errors import UsageError
 Unit = Literal["fraction", "pixel", "thousandth"]
 Family = Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 Size = tuple[int, int]
+ShownSize = Callable[[int, int], Size]
 
 FAMILIES: Final[tuple[Family, ...]] = get_args(Family)
 

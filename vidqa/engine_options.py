@@ -32,8 +32,10 @@ _SECRET_NAMES = ("_TOKEN", "_KEY", "_KEYS", "_SECRET", "_PASSWORD")
 _RESOLVERS = "VLLM_LORA_RESOLVER"
 
 
-# What vLLM takes for the largest rank of its adapters, from the least that is worth asking for.
-LORA_RANKS = (16, 32, 64, 128, 256, 320, 512)
+# What vLLM's --max-lora-rank may be: an adapter of another rank takes the memory of the next.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# The least that is worth starting an engine with: other adapters may follow the first.
+LEAST_RANK = 16
 # Adapters in one batch, each with room for its weights beside the model's; and kept in memory.
 LORAS_AT_ONCE, LORAS_IN_MEMORY = 4, 16
 
@@ -83,7 +85,8 @@ class EngineOptions:
 
 def _served_rank(rank: int) -> int:
     """What vLLM is to be started with for an adapter of a rank; 0 for none."""
-    return next((one for one in LORA_RANKS if rank <= one), LORA_RANKS[-1]) if rank else 0
+    wanted = max(rank, LEAST_RANK)
+    return next((one for one in RANKS if wanted <= one), RANKS[-1]) if rank else 0
 
 
 def server_flags(options: EngineOptions, port: int, *, on_cpu: bool) -> list[str]:

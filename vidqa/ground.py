@@ -27,8 +27,8 @@ from vidqa.boxes import Box, Sight
 from vidqa.drawing import draw
 from vidqa.errors import UsageError, VideoError
 from vidqa.frames import frame_at
-from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE
-from vidqa.prompt import NOT_SHOWN, ground_messages
+from vidqa.pictures import PICTURE_LONG_SIDE, PICTURE_SHORT_SIDE, jpeg_size
+from vidqa.prompt import NOT_SHOWN, ground_messages, without_markers
 from vidqa.select import JPEG_QUALITY, fit
 from vidqa.types import Answer, Citation, Picture, ShownMoment, Video
 from vidqa.vlm import Sampling, VlmClient
@@ -173,7 +173,7 @@ def ground(
         raise UsageError('nothing to look for; say what, like "the red car"')
     client = endpoint() if callable(endpoint) else endpoint
     picture = _shown(still, options.max_pixels)
-    shown_size = sight.shown_size(*_size(picture.jpeg))
+    shown_size = sight.shown_size(*jpeg_size(picture.jpeg))
     found: list[Located] = []
     missing: list[Missing] = []
     for phrase in dict.fromkeys(" ".join(one.split()) for one in phrases):
@@ -194,13 +194,6 @@ def _shown(still: Still, max_pixels: int) -> Picture:
     encoded = io.BytesIO()
     Image.fromarray(still.image).save(encoded, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return fit(Picture(still.seconds, encoded.getvalue()), max_pixels)
-
-
-def _size(jpeg: bytes) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return image.size
 
 
 # ---------------------------------------------------------------- the frames of an answer
@@ -274,7 +267,6 @@ def _page_jpeg(image: Image) -> bytes:
     return encoded.getvalue()
 
 
-_MARKER = re.compile(r"\s*\[\d+\]")
 _ARTICLE = re.compile(r"\b(?:the|an?|his|her|their|its|my|our|this|that|these|those)\s", re.I)
 _END = re.compile(r"[,;:?!.]|\s+and\s+(?:when|where|who|what|which|how|why)\b", re.I)
 _FEATURE = re.compile(
@@ -289,12 +281,12 @@ def phrase_of(question: str, answer: str) -> str:
     opens the door, and when?" is about "the door"; of "the colour of the star", the star counts).
     A question without one, as in other languages: the first sentence of the answer.
     """
-    text = _MARKER.sub("", question)
+    text = without_markers(question)
     if start := _ARTICLE.search(text):
         about = text[start.start() :]
         about = _FEATURE.sub("", about[: end.start()] if (end := _END.search(about)) else about)
         return " ".join(about.split())
     if answer.strip() == NOT_SHOWN:
         return ""
-    said = _MARKER.sub("", answer).strip()
+    said = without_markers(answer).strip()
     return " ".join(said[: end.start()].split() if (end := _END.search(said)) else said.split())

@@ -20,9 +20,13 @@ CARD = "vidqa.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard(Card):
-    """`adapter` is the name of the merged one, empty for a model that was trained whole."""
+    """`adapter` is the name of the merged one, empty for a model that was trained whole.
+
+    `adapter_digest` tells it from itself retrained; cards of older merges have none.
+    """
 
     adapter: str = ""
+    adapter_digest: str = ""
 
 
 def write(folder: Path, card: ModelCard) -> Path:
@@ -30,15 +34,19 @@ def write(folder: Path, card: ModelCard) -> Path:
     return write_card(folder / CARD, card)
 
 
+def told_by(folder: Path) -> dict[str, Any]:
+    """What the card in a folder says, as JSON; empty where there is none. Raises ModelError."""
+    path = folder / CARD
+    return read_json(path) if path.is_file() else {}
+
+
 def look_of(model: str) -> dict[str, Any]:
     """How a model wants to be shown videos; empty where no card in its folder says.
 
     Raises ModelError for a card that is damaged.
     """
-    path = Path(model).expanduser() / CARD
-    if not path.is_file():
-        return {}
-    look = read_json(path).get("look", {})
+    folder = Path(model).expanduser()
+    path, look = folder / CARD, told_by(folder).get("look", {})
     if not isinstance(look, dict):
         raise ModelError(f"{path}: its look is {look!r}, no mapping; remove it to do without")
     return checked_look(path, look)

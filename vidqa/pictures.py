@@ -2,6 +2,7 @@
 
     views = Views(width, height, image_width, image_height, resize_mode)
     views.detector(picture)  views.embedder(picture)  views.jpeg(picture)
+    jpeg_size(jpeg)                                     (420, 236), from its header
 
 swscale scales and converts in one step, so a full-resolution RGB picture is never made. Pictures
 come out upright. Which frame gets which picture is not decided here.
@@ -9,6 +10,7 @@ come out upright. Which frame gets which picture is not decided here.
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 from vidqa.containers import displayed_size
@@ -137,6 +139,14 @@ def picture_size(width: int, height: int) -> tuple[int, int]:
         PICTURE_SHORT_SIDE / min(width, height),
     )
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def jpeg_size(jpeg: bytes) -> tuple[int, int]:
+    """(width, height) of a JPEG, from its header."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return image.size
 
 
 def detector_size(width: int, height: int) -> tuple[int, int]:

@@ -35,6 +35,8 @@ MAX_TEXT_CHARACTERS = 600
 
 # `[2]`, and what models write for several: `[1, 3]`, `[1; 3]`, `[1-3]`.
 _MARKER = re.compile(r"\[\s*(\d+(?:\s*[,;\N{EN DASH}-]\s*\d+)*)\s*\]")
+# With the white space before it, looked for from where that begins: many spaces are read once.
+_MARKER_AND_SPACE = re.compile(rf"(?<!\s)\s*{_MARKER.pattern}")
 _NUMBERS = re.compile(r"(\d+)(?:\s*[\N{EN DASH}-]\s*(\d+))?")
 # What may still grow into a marker when the next piece of a stream arrives, or when a marker inside
 # it is dropped: `[[9]2]` would become `[2]`. Read from the end back, as a search for the end from
@@ -130,6 +132,11 @@ def frames_part(jpegs: Sequence[bytes]) -> dict[str, Any]:
 def has_marker(text: str) -> bool:
     """Whether a text cites anything, as in `The star is red [2].`"""
     return _MARKER.search(text) is not None
+
+
+def without_markers(text: str) -> str:
+    """A text without what cites moments, in every form of it, and the white space before that."""
+    return _MARKER_AND_SPACE.sub("", text)
 
 
 class CitationCheck:

@@ -9,31 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vidqa.cli.finetune import finetune_app
-from vidqa.cli.rows import not_the_data
+from vidqa.cli.rows import Format, MediaDir, not_the_data
 from vidqa.command import FAILED, Run, verb
 
 if TYPE_CHECKING:
     from finetune.rows import Origin, Problem
-
-FormatName = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        metavar="NAME",
-        show_default=False,
-        help="What the files are, if it is not seen from them: vidqa, llama-factory, alpaca, "
-        "ms-swift, ms-swift-2, llava, trl, trl-prompt, coco.",
-    ),
-]
-MediaFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--media-dir",
-        metavar="DIR",
-        show_default=False,
-        help="Where relative paths of media begin (default: the data file's folder).",
-    ),
-]
 
 
 @verb(group=finetune_app)
@@ -44,8 +24,8 @@ def check(
         list[Path],
         typer.Option("--held-out", metavar="FILE", help="Data to measure on; may be repeated."),
     ] = [],  # noqa: B006  typer reads it, nobody changes it
-    format: FormatName = None,
-    media_dir: MediaFolder = None,
+    format: Format = None,
+    media_dir: MediaDir = None,
 ) -> None:
     """Say what is wrong with training data, with file and line; exit code 1 when anything is.
 
@@ -89,8 +69,8 @@ def convert(
         str,
         typer.Option("--to", metavar="NAME", help="Format to write; the names are --format's."),
     ] = "vidqa",
-    format: FormatName = None,
-    media_dir: MediaFolder = None,
+    format: Format = None,
+    media_dir: MediaDir = None,
 ) -> None:
     """Write training data in another format, and say what that one cannot hold.
 

@@ -10,7 +10,7 @@ import typer
 
 from finetune.recipe import RECIPE, Recipe
 from vidqa.cli.finetune import finetune_app
-from vidqa.cli.finetune_data import FormatName, MediaFolder
+from vidqa.cli.rows import Format, MediaDir
 from vidqa.command import INTERRUPTED, Run, verb
 from vidqa.errors import UsageError, VidqaError
 
@@ -40,8 +40,8 @@ def train_command(
             help="Folder to make (default: adapters/ and the first data file's name).",
         ),
     ] = None,
-    format: FormatName = None,
-    media_dir: MediaFolder = None,
+    format: Format = None,
+    media_dir: MediaDir = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop there.")
     ] = False,

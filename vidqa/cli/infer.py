@@ -62,27 +62,27 @@ def infer(
     Each row becomes one JSON object on a line, in the order of the rows once all are answered.
     Rows that know their answer are scored. Run it again after an interruption: what is answered is
     not asked again. A row that cannot be read or asked costs that row only; the exit code is then
-    1, and the next run tries it again. With --merge and --data the merged model answers.
+    1, and the next run tries it again. With --merge and --data the merged model answers; where DIR
+    holds that merge already, it is used as it is.
     """
-    if merge is not None:
-        run = _merged(run, adapter, merge)
-        adapter = None
-        if not data:
-            return
-    if not data:
+    if not data and merge is None:
         raise UsageError("Missing option '--data': name a file with rows, or --merge DIR")
     if output is not None:
         not_the_data("--output", output, data)
     rows = read_rows(data, format, media_dir)
-    if not rows:
+    if data and not rows:
         run.found_nothing(f"no row in {', '.join(map(str, data))}")
-    _ask(run, rows, data, adapter, output, at_once, shelf_of(cache, cache_gib))
+    if merge is not None:
+        run, adapter = _merged(run, adapter, merge), None
+    if data:
+        _ask(run, rows, data, adapter, output, at_once, shelf_of(cache, cache_gib))
 
 
 def _merged(run: Run, adapter: str | None, merge: Path) -> Run:
-    """Merges, and returns a run whose model is the result."""
+    """Merges, unless that was done before, and returns a run whose model is the result."""
     from dataclasses import replace
 
+    from finetune.merge import is_merge
     from finetune.merge import merge as merge_into
     from vidqa.adapters import find, read
     from vidqa.weights import find_weights
@@ -97,7 +97,12 @@ def _merged(run: Run, adapter: str | None, merge: Path) -> Run:
     if "model" not in settings.given and base:
         settings = replace(settings, model=base)
     weights = find_weights(settings.model, settings.hub, run.note)
-    merge_into(weights, folder, merge, lambda done, total: run.note(f"merging: {done} of {total}"))
+    if is_merge(merge, weights, folder):
+        run.note(f"{merge}: holds this merge already and is used as it is")
+    else:
+        merge_into(
+            weights, folder, merge, lambda done, total: run.note(f"merging: {done} of {total}")
+        )
     if run.json:
         run.emit({"event": "merged", "model": str(merge), "adapter": str(folder),
                   "base": str(weights)})  # fmt: skip

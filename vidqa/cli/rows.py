@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.rows import Row
     from finetune.shelf import Shelf
     from vidqa.adapters import AdapterCard
-    from vidqa.boxes import Family
+    from vidqa.boxes import Sight
     from vidqa.wiring import ChosenAdapter
 
 # What of the settings decides how rows are asked.
@@ -47,13 +47,18 @@ Data = Annotated[
 Format = Annotated[
     str | None,
     typer.Option(
-        "--format", metavar="NAME", help="Format of the data (default: what it looks like)."
+        "--format",
+        metavar="NAME",
+        help="What the files are, if it is not seen from them: vidqa, llama-factory, alpaca, "
+        "ms-swift, ms-swift-2, llava, trl, trl-prompt, coco.",
     ),
 ]
 MediaDir = Annotated[
     Path | None,
     typer.Option(
-        "--media-dir", metavar="DIR", help="Where paths in the data begin (default: its folder)."
+        "--media-dir",
+        metavar="DIR",
+        help="Where relative paths of media begin (default: the data file's folder).",
     ),
 ]
 AtOnce = Annotated[int, typer.Option("--at-once", min=1, max=512, help="Rows asked at a time.")]
@@ -69,10 +74,16 @@ CacheGib = Annotated[
 
 
 def read_rows(files: Sequence[Path], format: str | None, media_dir: Path | None) -> list[Row]:
-    """All rows of the files, in order."""
-    from finetune.formats import read
+    """All rows of the files, in order.
 
-    return [row for file in files for row in read(file, format, media_dir)]
+    Raises MissingExtra where their answers cannot be scored here: before a model is started.
+    """
+    from finetune.formats import read
+    from finetune.scoring import check_packages
+
+    rows = [row for file in files for row in read(file, format, media_dir)]
+    check_packages(rows)
+    return rows
 
 
 def not_the_data(name: str, path: Path, data: Iterable[Path]) -> None:
@@ -116,10 +127,11 @@ def choose(run: Run, adapter: str | None, at_once: int, shelf: Shelf | None) -> 
         return AsyncVlmClient(found.base_url, found.api_key, found.model)
 
     model = found.model or _only_model(open_client)
-    look = _look(run, card)
+    look, sight = _look(run, card), _sight(run, card, model)
     options = InferOptions(
         look=look,
-        family=_family(run, card, model),
+        family=sight.family,
+        shown_size=sight.shown_size,
         model=found.adapters[chosen.name] if chosen else None,
         sampling=Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         at_once=at_once,
@@ -166,17 +178,15 @@ def _look(run: Run, card: AdapterCard | None) -> Look:
     return replace(look, **{name: own[name] for name in names if name in run.settings.given})
 
 
-def _family(run: Run, card: AdapterCard | None, model: str) -> Family:
-    """How the model writes boxes; Qwen2-VL's way where nothing says."""
-    from vidqa.adapter_weights import model_type
-    from vidqa.boxes import FAMILIES, family_in_name, family_of
-    from vidqa.weights import find_weights
+def _sight(run: Run, card: AdapterCard | None, model: str) -> Sight:
+    """How the model sees pictures and writes boxes; Qwen2-VL's way where nothing says."""
+    from vidqa.boxes import FAMILIES, Sight, family_in_name
+    from vidqa.weights import find_weights, sight
 
-    if card is not None and card.box_family in FAMILIES:
-        return next(one for one in FAMILIES if one == card.box_family)
+    told = next((one for one in FAMILIES if card is not None and card.box_family == one), None)
     if not run.settings.base_url:
-        return family_of(model_type(find_weights(run.settings.model, run.settings.hub)))
-    return family_in_name(model) or "qwen2-vl"
+        return sight(find_weights(run.settings.model, run.settings.hub), told)
+    return Sight(told or family_in_name(model) or "qwen2-vl")
 
 
 def _identity(run: Run, model: str) -> str:

@@ -10,9 +10,7 @@ from typing import Any
 
 from vidqa.demo import world
 from vidqa.demo.films import Asked, Span
-from vidqa.prompt import NOT_SHOWN
-
-_MARKER = re.compile(r"\[\d+\]")
+from vidqa.prompt import NOT_SHOWN, without_markers
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ def is_right(reply: str, asked: Asked) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return re.sub(r"[^\w\s]", " ", _MARKER.sub(" ", text).casefold()).split()
+    return re.sub(r"[^\w\s]", " ", without_markers(text).casefold()).split()
 
 
 # What questions of a type can be answered with.

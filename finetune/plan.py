@@ -257,7 +257,6 @@ class Training:
     dropout: bool = True
     trains_vision: bool = False
     checkpointing: bool = True
-    label_places_only: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +299,6 @@ def estimate(
     language = _held(
         layer_bytes(shape, training), shape.layers, shape.hidden, training
     ) + 2 * shape.hidden * (training.compute_bytes + 4)
-    places = answers if training.label_places_only else tokens
     # Autocast computes with copies of trained weights; without checkpointing each is kept, those of
     # an adapter too, which are small and counted in `layer_bytes`.
     kept = not training.rank and not training.checkpointing
@@ -316,7 +314,7 @@ def estimate(
         gradients=round(trained * training.trained_bytes),
         optimizer=8 * trained,
         activations=round(tokens * language + patches * vision_bytes(shape, training) + copies),
-        logits=14 * places * shape.vocabulary,
+        logits=14 * answers * shape.vocabulary,
     )
 
 

@@ -14,8 +14,9 @@ import torch
 from finetune.features import takes_features
 from finetune.model import Sketch, checkpoints_activations, precision_of
 from finetune.plan import Plan, Training, shape_of
+from finetune.processes import process_count
 from finetune.recipe import Recipe
-from finetune.trainer import process_count, schedule_of
+from finetune.trainer import schedule_of
 
 # Of the rate of large matrix products, what training reaches; and seconds of a layer's kernels
 # and Python, forward and backward.

@@ -9,7 +9,6 @@ a checkpoint.
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -36,6 +35,7 @@ from finetune.dataset import IGNORE  # noqa: E402
 from finetune.features import with_features  # noqa: E402
 from finetune.loss import answer_loss, answer_scores  # noqa: E402
 from finetune.model import checkpoints_activations, parameter_groups, precision_of  # noqa: E402
+from finetune.processes import process_count  # noqa: E402
 from finetune.recipe import Recipe  # noqa: E402
 from finetune.run_folder import CHECKPOINTS, mark_whole  # noqa: E402
 
@@ -54,11 +54,6 @@ class Schedule:
     warmup: int
     log_every: int
     eval_every: int
-
-
-def process_count() -> int:
-    """Processes of this training, by what `accelerate launch` and torchrun say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def schedule_of(recipe: Recipe, rows: int, processes: int = 1) -> Schedule:

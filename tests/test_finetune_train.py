@@ -16,7 +16,9 @@ from media import make_film, shot
 from training_parts import TINY
 from typer.testing import CliRunner, Result
 
+from finetune.finish import commands, notes
 from finetune.identity import file_digest
+from finetune.order import Order, Prepared, look_of
 from finetune.progress import duration, line_text
 from finetune.recipe import Recipe
 from finetune.run_folder import (
@@ -32,16 +34,7 @@ from finetune.run_folder import (
     told_when_full,
     write_run,
 )
-from finetune.train import (
-    Order,
-    Prepared,
-    commands,
-    look_of,
-    notes,
-    prepare_rows,
-    run_of,
-    train,
-)
+from finetune.train import prepare_rows, run_of, train
 from finetune.training_report import TrainingReport, draw_curves, page, smoothed
 from vidqa import adapters, model_card
 from vidqa.cli import app

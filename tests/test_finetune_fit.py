@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +395,45 @@ def test_two_processes_have_the_losses_of_one_with_their_rows_together(tmp_path:
     assert judged(together).keys() == judged(single).keys()
     for step, loss in judged(together).items():
         assert loss == pytest.approx(judged(single)[step], rel=1e-3)
+
+
+def test_tokens_a_second_are_those_of_training_whenever_it_evaluates_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock by which training has 100 tokens a second. It logs steps 1, 2, 4 and 6."""
+    clock = Clock()
+    monkeypatch.setattr("finetune.trainer.time", clock)
+    monkeypatch.setattr("finetune.trainer.LOG_LINES", 3)
+    monkeypatch.setattr("finetune.trainer.answer_loss", clock.taking(answer_loss, 0.01))
+    monkeypatch.setattr("finetune.trainer.answer_scores", clock.taking(answer_scores, 1.0))
+    monkeypatch.setattr("finetune.trainer.mark_whole", lambda folder: clock.pass_by(500.0))
+    told: list[dict[str, Any]] = []
+    run(tmp_path, told.append, eval_steps=3)
+    assert [one["step"] for one in told if "eval_loss" in one] == [0, 3, 6]
+    speeds = {one["step"]: one["tokens_per_second"] for one in told if "loss" in one}
+    assert speeds == {1: 100.0, 2: 100.0, 4: 100.0, 6: 100.0}
+
+
+class Clock:
+    """Stands in for the module `time`: time passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+    def taking(self, work: Callable[..., Any], seconds_per_token: float) -> Callable[..., Any]:
+        """What computes with a batch, and takes so long for it."""
+
+        def timed(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+            self.pass_by(seconds_per_token * float(inputs["attention_mask"].sum()))
+            return work(model, inputs, *rest)
+
+        return timed
 
 
 # ---------------------------------------------------------------- kept features

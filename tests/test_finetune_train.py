@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 from media import make_film, shot
+from rich.console import Console
 from training_parts import TINY
 from typer.testing import CliRunner, Result
 
 from finetune.finish import commands, notes
 from finetune.identity import file_digest
 from finetune.order import Order, Prepared, look_of
-from finetune.progress import duration, line_text
+from finetune.progress import _Bar, _bar, duration, line_text
 from finetune.recipe import Recipe
 from finetune.run_folder import (
     Run,
@@ -483,6 +485,24 @@ def test_a_line_tells_loss_rate_speed_and_what_is_left() -> None:
 def test_an_evaluation_has_a_line_of_its_own() -> None:
     line = {"step": 40, "eval_loss": 1.5, "eval_token_accuracy": 0.5, "seconds": 10.0}
     assert line_text(line, 60) == "step 40/60  held-out loss 1.5000  right tokens 0.500"
+
+
+def test_on_a_terminal_the_steps_are_a_bar_and_evaluations_stay_above_it() -> None:
+    screen = io.StringIO()
+    progress = _bar(Console(file=screen, force_terminal=True, width=120))
+    with progress:
+        bar = _Bar(progress, 60)
+        bar(
+            {"step": 30, "loss": 1.5, "learning_rate": 5e-5, "seconds": 10.0}
+            | {"tokens_per_second": 1234.5}
+        )
+        progress.refresh()
+        assert [(task.completed, task.total) for task in progress.tasks] == [(30, 60)]
+        bar({"step": 40, "eval_loss": 1.25, "eval_token_accuracy": 0.5, "seconds": 12.0})
+        assert progress.tasks[0].completed == 30
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert re.search(r"training .* 30/60 loss 1\.5000  lr 5\.00e-05  1,234 tokens/s", shown)
+    assert "step 40/60  held-out loss 1.2500  right tokens 0.500\n" in shown
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import torch
 import training_parts
 from conftest import REPOSITORY
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training_parts import PAD, StandIn, losses, new_model, run
 
 from finetune.dataset import IGNORE, collate
@@ -298,6 +300,38 @@ def test_an_interrupt_leaves_a_checkpoint_of_the_step_in_hand(tmp_path: Path) ->
     assert told["stopped"]
     assert checkpoint is not None
     assert step_of(checkpoint) == told["step"] in (3, 4)
+
+
+def test_the_rate_rises_in_a_line_and_falls_as_a_cosine_to_zero(tmp_path: Path) -> None:
+    """A step has the rate of the steps taken before it; with 3 of 9 steps to warm up."""
+    told: list[dict[str, Any]] = []
+    run(tmp_path, told.append, max_steps=9, warmup=0.33, learning_rate=2e-3)
+    rates = [one["learning_rate"] for one in told if "loss" in one]
+    rising = [2e-3 * taken / 3 for taken in range(3)]
+    falling = [1e-3 * (1 + math.cos(math.pi * taken / 6)) for taken in range(6)]
+    assert rates == pytest.approx([*rising, *falling])
+
+
+@pytest.mark.parametrize(("longest", "cuts"), [(0.01, True), (0.0, False)])
+def test_longer_gradients_are_cut_to_the_recipe_s_length_and_with_0_never(
+    longest: float, cuts: bool, tmp_path: Path
+) -> None:
+    """Measured where the optimizer takes them; the log tells their lengths before that."""
+    lengths: list[float] = []
+
+    def measure(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        weights = [one for group in optimizer.param_groups for one in group["params"]]
+        lengths.append(float(torch.nn.utils.get_total_norm([one.grad for one in weights])))
+
+    hook = register_optimizer_step_pre_hook(measure)
+    told: list[dict[str, Any]] = []
+    try:
+        run(tmp_path, told.append, max_steps=3, max_grad_norm=longest)
+    finally:
+        hook.remove()
+    uncut = [one["grad_norm"] for one in told if "loss" in one]
+    assert min(uncut) > 0.02
+    assert lengths == pytest.approx([longest] * 3 if cuts else uncut, rel=1e-3)
 
 
 def test_the_best_weights_are_kept(tmp_path: Path) -> None:

@@ -6,16 +6,22 @@ import dataclasses
 import errno
 import io
 import json
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from media import make_film, shot
 from rich.console import Console
-from training_parts import TINY
+from training_parts import TINY, losses
 from typer.testing import CliRunner, Result
 
 from finetune.finish import commands, notes
@@ -42,6 +48,9 @@ from vidqa import adapters, model_card
 from vidqa.cli import app
 from vidqa.errors import UsageError, VidqaError
 
+VIDQA = [sys.executable, "-m", "vidqa.cli"]
+# The environment of processes that share the cores with other tests.
+ALONE = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 STEPS = ["--max-steps", "2", "--batch", "2", "--accumulation", "1", "--eval-steps", "1"]
 
 
@@ -204,6 +213,33 @@ def test_a_run_on_what_an_earlier_one_made_keeps_its_own_records(
     assert begun is not None
     assert begun.model == str(first)
     assert read_log(second) != read_log(first)
+
+
+def test_a_run_that_was_interrupted_prints_the_command_that_goes_on_to_its_end(
+    data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "my runs" / "birds"
+    given = ["--data", str(data), "--output", str(output), "--cache", str(tmp_path / "cache")]
+    steps = ["--max-steps", "20", "--batch", "2", "--accumulation", "1", "--eval-steps", "20"]
+    command = [*VIDQA, "finetune", *given, "--config", "demo", *steps]
+    with subprocess.Popen(
+        command, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("step 1/20  loss") for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    stopped = re.search(r"stopped after step (\d+) of 20; go on with: vidqa (.+)", said)
+    assert stopped is not None, said
+    assert int(stopped[1]) < 20
+
+    again = subprocess.run(
+        [*VIDQA, *shlex.split(stopped[2])], env=ALONE, capture_output=True, text=True, timeout=240
+    )
+    assert again.returncode == 0, again.stderr
+    assert adapters.read(output).name == "birds"
+    assert [step for step, _ in losses(output)] == list(range(1, 21))
 
 
 def test_a_lock_on_a_file_that_is_gone_is_no_lock(

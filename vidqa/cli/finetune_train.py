@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,7 +163,7 @@ def _show_end(run: Run, order: Order, outcome: Outcome) -> None:
         for line in summary_lines(outcome):
             _say(run, line)
     if outcome.stopped:
-        go_on = f"vidqa finetune --output {order.output} --resume"
+        go_on = f"vidqa finetune --output {shlex.quote(str(order.output))} --resume"
         run.note(f"stopped after step {outcome.step} of {outcome.steps}; go on with: {go_on}")
         raise typer.Exit(INTERRUPTED)
     if run.json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import training_parts
 from conftest import REPOSITORY
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from training_parts import PAD, StandIn, losses, new_model, run
+from training_parts import PAD, StandIn, free_port, losses, new_model, run
 
 from finetune.dataset import IGNORE, collate
 from finetune.features import Room, Seen, with_features
@@ -405,9 +404,7 @@ def test_two_processes_have_the_losses_of_one_with_their_rows_together(tmp_path:
     """Without dropout, which each process draws for itself. Answers differ in length."""
     single, together = tmp_path / "single", tmp_path / "together"
     run(single, dropout=0.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     children = [
         child(
             str(together),

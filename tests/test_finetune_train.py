@@ -21,7 +21,7 @@ import torch
 from conftest import REPOSITORY
 from media import make_film, shot
 from rich.console import Console
-from training_parts import TINY, losses
+from training_parts import TINY, free_port, losses
 from typer.testing import CliRunner, Result
 
 from finetune.finish import commands, notes
@@ -252,6 +252,32 @@ def test_a_lock_on_a_file_that_is_gone_is_no_lock(
     monkeypatch.setattr("fcntl.flock", removed_meanwhile)
     with pytest.raises(VidqaError, match="another training is at work in it"), locked(tmp_path):
         pass
+
+
+def test_two_processes_write_one_adapter_once_with_the_losses_of_one_process(
+    data: Path, tmp_path: Path
+) -> None:
+    """As docs/finetune.md starts them on several cards, here on processors."""
+    single, together = tmp_path / "single", tmp_path / "together"
+    same = ["--max-steps", "3", "--accumulation", "1", "--eval-steps", "1", "--dropout", "0"]
+    alone = finetune(data, single, *same, "--batch", "2")
+    assert alone.exit_code == 0, alone.output
+
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port"]
+    launch += [free_port(), "--config_file", str(REPOSITORY / "configs" / "accelerate-ddp.yaml")]
+    given = ["--data", str(data), "--output", str(together), "--config", "demo"]
+    given += ["--cache", str(tmp_path / "cache"), *same, "--batch", "1"]
+    done = subprocess.run(
+        [*launch, *VIDQA[1:], "finetune", *given], env=ALONE | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved to") == 1
+    assert adapters.read(together).name == "together"
+    assert {one.name for one in together.iterdir()} == {one.name for one in single.iterdir()}
+    assert [step for step, _ in losses(together)] == [1, 2, 3]
+    for (_, two), (_, one_process) in zip(losses(together), losses(single), strict=True):
+        assert two == pytest.approx(one_process, rel=1e-3)
 
 
 # ---------------------------------------------------------------- what it refuses

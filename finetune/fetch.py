@@ -4,7 +4,8 @@
 
 A damaged file has crashed FFmpeg before, and would take a training with it. Here it takes a child,
 and the next file gets another. What was read lies on the shelf afterwards. Errors that a reader
-reports are left to whoever reads the media again: only crashes and hangs are told.
+reports are left to whoever reads the media again: only crashes and hangs are told. Several
+processes of a training begin at different places, and find on the shelf what another has read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from queue import Empty, SimpleQueue
 
 from finetune.layout import Look
 from finetune.media import frame_counts, show
+from finetune.processes import process_count, process_number
 from finetune.rows import Media, Row
 from finetune.shelf import Shelf
 from vidqa.children import die_with_parent, signal_name, start
@@ -44,7 +46,7 @@ def fetch(
 
     `on_media` is told (media done, media in all), by any thread, one at a time.
     """
-    wanted = _wanted(rows, look)
+    wanted = _from_own_place(_wanted(rows, look))
     waiting: SimpleQueue[tuple[Media, int]] = SimpleQueue()
     for one in wanted:
         waiting.put(one)
@@ -91,6 +93,12 @@ def _wanted(rows: Sequence[Row], look: Look) -> list[tuple[Media, int]]:
             continue
         wanted |= dict.fromkeys(zip(row.media, counts, strict=True))
     return list(wanted)
+
+
+def _from_own_place(wanted: list[tuple[Media, int]]) -> list[tuple[Media, int]]:
+    """The same media in turn, from where this process's share of them begins."""
+    place = len(wanted) * process_number() // process_count()
+    return wanted[place:] + wanted[:place]
 
 
 class _Reader:

@@ -20,6 +20,7 @@ import torch
 
 from finetune.dataset import collate
 from finetune.features import Room, Rows, Seen, takes_features
+from finetune.processes import process_count
 from finetune.recipe import Recipe
 from finetune.run_folder import LOG, cut_log, drop_broken, last_checkpoint, step_of
 from finetune.trainer import (
@@ -29,7 +30,6 @@ from finetune.trainer import (
     StopOnSignal,
     VlmTrainer,
     arguments,
-    process_count,
     schedule_of,
 )
 from vidqa.errors import ModelError

@@ -84,7 +84,7 @@ def load_base(folder: Path, recipe: Recipe) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{folder}: cannot be loaded for training ({reason})") from error
-    if component_modules(model)["vision"] == 0:
+    if not any(component(name) == "vision" for name, _ in model.named_modules()):
         raise ModelError(
             f"{folder}: no vision tower `visual` in it; fine-tuning knows Qwen2-VL, Qwen2.5-VL and "
             "Qwen3-VL"
@@ -215,13 +215,6 @@ def component(name: str) -> Component:
     if "merger" in name:
         return "merger"
     return "vision" if re.search(r"(^|\.)visual(\.|$)", name) else "language"
-
-
-def component_modules(model: nn.Module) -> dict[Component, int]:
-    counts: dict[Component, int] = {"language": 0, "merger": 0, "vision": 0}
-    for name, _ in model.named_modules():
-        counts[component(name)] += 1
-    return counts
 
 
 def trainable(model: nn.Module) -> dict[Component, tuple[int, int]]:

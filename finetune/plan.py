@@ -22,7 +22,7 @@ from finetune.layout import Look, Shown
 from finetune.media import frame_counts, show_row
 from finetune.rows import Media, Origin, Row
 from vidqa.errors import UsageError, VideoError
-from vidqa.pictures import jpeg_size as size_of
+from vidqa.pictures import jpeg_size
 from vidqa.select import fitted_size
 
 # nf4: 4 bits, 8 for the scale of 64 weights, 32 for the scale of 256 of these (QLoRA, section 3).
@@ -151,7 +151,7 @@ def plan_row(row: Row, encoder: Encoder, budget: Budget) -> Planned | Dropped:
 def _at(row: Row, encoder: Encoder, look: Look) -> Planned:
     shown = show_row(row, look, encoder.shelf)
     measure = encoder.measure(encoder.segments(row, shown, look))
-    sizes = [size_of(one.pictures[0].jpeg) for one in shown]
+    sizes = [jpeg_size(one.pictures[0].jpeg) for one in shown]
     return Planned(
         row,
         look,
@@ -186,7 +186,7 @@ def _media_tokens(row: Row, shown: Sequence[Shown], look: Look, encoder: Encoder
     tokens = 0
     for media, one, count in zip(row.media, shown, counts, strict=True):
         frames = 2 if media.kind == "image" else min(count, len(one.pictures))
-        size = fitted_size(*size_of(one.pictures[0].jpeg), look.max_pixels)
+        size = fitted_size(*jpeg_size(one.pictures[0].jpeg), look.max_pixels)
         tokens += encoder.patches(frames, size) // merged
     return tokens
 
@@ -258,7 +258,6 @@ class Training:
     dropout: bool = True
     trains_vision: bool = False
     checkpointing: bool = True
-    label_places_only: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +300,6 @@ def estimate(
     language = _held(
         layer_bytes(shape, training), shape.layers, shape.hidden, training
     ) + 2 * shape.hidden * (training.compute_bytes + 4)
-    places = answers if training.label_places_only else tokens
     # Autocast computes with copies of trained weights; without checkpointing each is kept, those of
     # an adapter too, which are small and counted in `layer_bytes`.
     kept = not training.rank and not training.checkpointing
@@ -317,7 +315,7 @@ def estimate(
         gradients=round(trained * training.trained_bytes),
         optimizer=8 * trained,
         activations=round(tokens * language + patches * vision_bytes(shape, training) + copies),
-        logits=14 * places * shape.vocabulary,
+        logits=14 * answers * shape.vocabulary,
     )
 
 

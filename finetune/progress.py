@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vidqa.command import Run
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 Line = Mapping[str, Any]
@@ -27,7 +28,9 @@ def watching(run: Run, steps: int) -> Iterator[Callable[[Line], None]]:
     elif run.quiet:
         yield lambda line: None
     elif sys.stderr.isatty():
-        with _bar() as progress:
+        from rich.console import Console
+
+        with _bar(Console(stderr=True)) as progress:
             yield _Bar(progress, steps)
     else:
         yield lambda line: run.note(line_text(line, steps))
@@ -61,8 +64,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _bar() -> Progress:
-    from rich.console import Console
+def _bar(console: Console) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     return Progress(
@@ -70,7 +72,7 @@ def _bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[told]}", markup=False),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
         redirect_stdout=False,
     )

@@ -9,7 +9,6 @@ a checkpoint.
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -36,6 +35,7 @@ from finetune.dataset import IGNORE  # noqa: E402
 from finetune.features import with_features  # noqa: E402
 from finetune.loss import answer_loss, answer_scores  # noqa: E402
 from finetune.model import checkpoints_activations, parameter_groups, precision_of  # noqa: E402
+from finetune.processes import process_count  # noqa: E402
 from finetune.recipe import Recipe  # noqa: E402
 from finetune.run_folder import CHECKPOINTS, mark_whole  # noqa: E402
 from finetune.sampler import StepsByLength  # noqa: E402
@@ -55,11 +55,6 @@ class Schedule:
     warmup: int
     log_every: int
     eval_every: int
-
-
-def process_count() -> int:
-    """Processes of this training, by what `accelerate launch` and torchrun say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def schedule_of(recipe: Recipe, rows: int, processes: int = 1) -> Schedule:
@@ -309,31 +304,52 @@ class Journal(TrainerCallback):
 
     A line has `step`, `epoch`, and either `loss`, `learning_rate`, `grad_norm` and
     `tokens_per_second`, or `eval_loss` and `eval_token_accuracy`; `seconds` are since the start,
-    or since `first_step` where the run went on from there.
+    or since `first_step` where the run went on from there. Time of evaluations and of checkpoints
+    is in `seconds`, and not in `tokens_per_second`.
     """
 
     def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
         self._tell = tell
         self.trainer: VlmTrainer | None = None
-        self._began = self._last = time.monotonic()
+        self._began = self._asked = time.monotonic()
+        self._trained_seconds = 0.0
         self._tokens = self._first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._began = self._last = time.monotonic()
+        self._began = self._asked = time.monotonic()
         self._first = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trained_seconds += self._passed()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._passed()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._passed()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or "train_runtime" in (logs or {}):
             return
-        now = time.monotonic()
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         line |= {name: value for name, value in (logs or {}).items() if name != "epoch"}
         if "loss" in line:
             line["first_step"] = self._first
-            line["tokens_per_second"] = round(self._tokens_since() / max(now - self._last, 1e-6), 1)
-        self._last = now
-        line["seconds"] = round(now - self._began, 2)
+            line["tokens_per_second"] = round(self._tokens_since() / self._seconds_since(), 1)
+        line["seconds"] = round(time.monotonic() - self._began, 2)
         self._tell(line)
+
+    def _passed(self) -> float:
+        """Seconds since this was last asked."""
+        now = time.monotonic()
+        passed, self._asked = now - self._asked, now
+        return passed
+
+    def _seconds_since(self) -> float:
+        """Seconds of training since the last log. A card has only now done what it was given."""
+        since = self._trained_seconds + self._passed()
+        self._trained_seconds = 0.0
+        return max(since, 1e-6)
 
     def _tokens_since(self) -> int:
         """Tokens of all processes, taken to have had as many each."""

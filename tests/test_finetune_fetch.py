@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune import fetch as fetch_module
-from finetune.fetch import fetch
+from finetune.fetch import Job, fetch
 from finetune.layout import Look
 from finetune.media import show_row
 from finetune.rows import Media, Origin, Row, Turn
@@ -36,7 +37,12 @@ def row(*paths: Path) -> Row:
     return Row((Turn("user", (*media, "?")),), Origin("rows.jsonl", 1))
 
 
-def test_what_was_fetched_is_on_the_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_what_was_fetched_is_on_the_shelf_whichever_process_did_it(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", number)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     rows = [row(three_shots(tmp_path / f"{n}.mp4").path) for n in range(3)]
     shelf = Shelf(tmp_path / "shelf")
     told: list[tuple[int, int]] = []
@@ -70,3 +76,43 @@ def test_nothing_to_fetch_starts_no_process(
 ) -> None:
     monkeypatch.delattr(fetch_module, "subprocess")
     assert fetch([row(), row(*[Path("a.mp4")] * 9)], LOOK, Shelf(tmp_path), 4) == {}
+
+
+class NotedReader:
+    """Reads nothing: notes the media it is given, and takes `crash` for one that crashes."""
+
+    noted: list[str]
+
+    def __enter__(self) -> NotedReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self, job: Job) -> str | None:
+        name = Path(job[0].paths[0]).stem
+        self.noted.append(name)
+        return "crashed" if name == "crash" else None
+
+
+def fetched_by(number: int, count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
+    """What one of several processes returns, and the media it read, in order."""
+    monkeypatch.setenv("RANK", str(number))
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    monkeypatch.setattr(fetch_module, "_Reader", NotedReader)
+    monkeypatch.setattr(NotedReader, "noted", [], raising=False)
+    rows = [row(Path(f"{name}.mp4")) for name in ("a", "b", "crash", "c", "d")]
+    reasons = fetch(rows, LOOK, Shelf(Path("unused")), 1)
+    return reasons, NotedReader.noted
+
+
+def test_each_process_begins_to_read_at_its_own_share_of_the_media(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orders = ["".join(fetched_by(n, 3, monkeypatch)[1]) for n in range(3)]
+    assert orders == ["abcrashcd", "bcrashcda", "cdabcrash"]
+
+
+def test_what_crashes_is_told_alike_to_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = [fetched_by(n, 3, monkeypatch)[0] for n in range(3)]
+    assert reasons == [{Media("video", ("crash.mp4",)): "crashed"}] * 3

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 import training_parts
 from conftest import REPOSITORY
 from torch.nn import functional
-from training_parts import PAD, StandIn, losses, new_model, run
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from training_parts import PAD, StandIn, free_port, losses, new_model, run
 
 from finetune.dataset import IGNORE, collate
 from finetune.features import Room, Seen, with_features
@@ -300,6 +301,38 @@ def test_an_interrupt_leaves_a_checkpoint_of_the_step_in_hand(tmp_path: Path) ->
     assert step_of(checkpoint) == told["step"] in (3, 4)
 
 
+def test_the_rate_rises_in_a_line_and_falls_as_a_cosine_to_zero(tmp_path: Path) -> None:
+    """A step has the rate of the steps taken before it; with 3 of 9 steps to warm up."""
+    told: list[dict[str, Any]] = []
+    run(tmp_path, told.append, max_steps=9, warmup=0.33, learning_rate=2e-3)
+    rates = [one["learning_rate"] for one in told if "loss" in one]
+    rising = [2e-3 * taken / 3 for taken in range(3)]
+    falling = [1e-3 * (1 + math.cos(math.pi * taken / 6)) for taken in range(6)]
+    assert rates == pytest.approx([*rising, *falling])
+
+
+@pytest.mark.parametrize(("longest", "cuts"), [(0.01, True), (0.0, False)])
+def test_longer_gradients_are_cut_to_the_recipe_s_length_and_with_0_never(
+    longest: float, cuts: bool, tmp_path: Path
+) -> None:
+    """Measured where the optimizer takes them; the log tells their lengths before that."""
+    lengths: list[float] = []
+
+    def measure(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        weights = [one for group in optimizer.param_groups for one in group["params"]]
+        lengths.append(float(torch.nn.utils.get_total_norm([one.grad for one in weights])))
+
+    hook = register_optimizer_step_pre_hook(measure)
+    told: list[dict[str, Any]] = []
+    try:
+        run(tmp_path, told.append, max_steps=3, max_grad_norm=longest)
+    finally:
+        hook.remove()
+    uncut = [one["grad_norm"] for one in told if "loss" in one]
+    assert min(uncut) > 0.02
+    assert lengths == pytest.approx([longest] * 3 if cuts else uncut, rel=1e-3)
+
+
 def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     """Rates far too high: the loss falls, then rises."""
     fitted = run(tmp_path, learning_rate=0.5, eval_steps=1, max_steps=5, warmup=0.0)
@@ -371,9 +404,7 @@ def test_two_processes_have_the_losses_of_one_with_their_rows_together(tmp_path:
     """Without dropout, which each process draws for itself. Answers differ in length."""
     single, together = tmp_path / "single", tmp_path / "together"
     run(single, dropout=0.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     children = [
         child(
             str(together),
@@ -395,6 +426,45 @@ def test_two_processes_have_the_losses_of_one_with_their_rows_together(tmp_path:
     assert judged(together).keys() == judged(single).keys()
     for step, loss in judged(together).items():
         assert loss == pytest.approx(judged(single)[step], rel=1e-3)
+
+
+def test_tokens_a_second_are_those_of_training_whenever_it_evaluates_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock by which training has 100 tokens a second. It logs steps 1, 2, 4 and 6."""
+    clock = Clock()
+    monkeypatch.setattr("finetune.trainer.time", clock)
+    monkeypatch.setattr("finetune.trainer.LOG_LINES", 3)
+    monkeypatch.setattr("finetune.trainer.answer_loss", clock.taking(answer_loss, 0.01))
+    monkeypatch.setattr("finetune.trainer.answer_scores", clock.taking(answer_scores, 1.0))
+    monkeypatch.setattr("finetune.trainer.mark_whole", lambda folder: clock.pass_by(500.0))
+    told: list[dict[str, Any]] = []
+    run(tmp_path, told.append, eval_steps=3)
+    assert [one["step"] for one in told if "eval_loss" in one] == [0, 3, 6]
+    speeds = {one["step"]: one["tokens_per_second"] for one in told if "loss" in one}
+    assert speeds == {1: 100.0, 2: 100.0, 4: 100.0, 6: 100.0}
+
+
+class Clock:
+    """Stands in for the module `time`: time passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+    def taking(self, work: Callable[..., Any], seconds_per_token: float) -> Callable[..., Any]:
+        """What computes with a batch, and takes so long for it."""
+
+        def timed(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+            self.pass_by(seconds_per_token * float(inputs["attention_mask"].sum()))
+            return work(model, inputs, *rest)
+
+        return timed
 
 
 # ---------------------------------------------------------------- kept features

@@ -291,9 +291,8 @@ def test_weights_in_4_bits_are_counted_apart_from_those_that_stay_whole() -> Non
     assert found.weights == round(in_4_bits + 2 * (1_499_000 - 640_000) + 4 * 1_000)
 
 
-def test_logits_of_answers_alone_take_less_by_the_share_of_answers() -> None:
-    everywhere = memory(planned(100), label_places_only=False)
-    assert memory(planned(100)).logits * 10 == everywhere.logits == 14 * 100 * 512
+def test_logits_take_memory_at_the_answers_alone() -> None:
+    assert memory(planned(100)).logits == memory(planned(200)).logits == 14 * 10 * 512
 
 
 def test_checkpointing_takes_less_and_longer_rows_take_more() -> None:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from media import make_film, shot
-from training_parts import TINY
+from rich.console import Console
+from training_parts import TINY, free_port, losses
 from typer.testing import CliRunner, Result
 
+from finetune.finish import commands, notes
 from finetune.identity import file_digest
-from finetune.progress import duration, line_text
+from finetune.order import Order, Prepared, look_of
+from finetune.progress import _Bar, _bar, duration, line_text
 from finetune.recipe import Recipe
 from finetune.run_folder import (
     Run,
@@ -32,21 +42,15 @@ from finetune.run_folder import (
     told_when_full,
     write_run,
 )
-from finetune.train import (
-    Order,
-    Prepared,
-    commands,
-    look_of,
-    notes,
-    prepare_rows,
-    run_of,
-    train,
-)
+from finetune.train import prepare_rows, run_of, train
 from finetune.training_report import TrainingReport, draw_curves, page, smoothed
 from vidqa import adapters, model_card
 from vidqa.cli import app
 from vidqa.errors import UsageError, VidqaError
 
+VIDQA = [sys.executable, "-m", "vidqa.cli"]
+# The environment of processes that share the cores with other tests.
+ALONE = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 STEPS = ["--max-steps", "2", "--batch", "2", "--accumulation", "1", "--eval-steps", "1"]
 
 
@@ -211,6 +215,33 @@ def test_a_run_on_what_an_earlier_one_made_keeps_its_own_records(
     assert read_log(second) != read_log(first)
 
 
+def test_a_run_that_was_interrupted_prints_the_command_that_goes_on_to_its_end(
+    data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "my runs" / "birds"
+    given = ["--data", str(data), "--output", str(output), "--cache", str(tmp_path / "cache")]
+    steps = ["--max-steps", "20", "--batch", "2", "--accumulation", "1", "--eval-steps", "20"]
+    command = [*VIDQA, "finetune", *given, "--config", "demo", *steps]
+    with subprocess.Popen(
+        command, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("step 1/20  loss") for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    stopped = re.search(r"stopped after step (\d+) of 20; go on with: vidqa (.+)", said)
+    assert stopped is not None, said
+    assert int(stopped[1]) < 20
+
+    again = subprocess.run(
+        [*VIDQA, *shlex.split(stopped[2])], env=ALONE, capture_output=True, text=True, timeout=240
+    )
+    assert again.returncode == 0, again.stderr
+    assert adapters.read(output).name == "birds"
+    assert [step for step, _ in losses(output)] == list(range(1, 21))
+
+
 def test_a_lock_on_a_file_that_is_gone_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +252,32 @@ def test_a_lock_on_a_file_that_is_gone_is_no_lock(
     monkeypatch.setattr("fcntl.flock", removed_meanwhile)
     with pytest.raises(VidqaError, match="another training is at work in it"), locked(tmp_path):
         pass
+
+
+def test_two_processes_write_one_adapter_once_with_the_losses_of_one_process(
+    data: Path, tmp_path: Path
+) -> None:
+    """As docs/finetune.md starts them on several cards, here on processors."""
+    single, together = tmp_path / "single", tmp_path / "together"
+    same = ["--max-steps", "3", "--accumulation", "1", "--eval-steps", "1", "--dropout", "0"]
+    alone = finetune(data, single, *same, "--batch", "2")
+    assert alone.exit_code == 0, alone.output
+
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port"]
+    launch += [free_port(), "--config_file", str(REPOSITORY / "configs" / "accelerate-ddp.yaml")]
+    given = ["--data", str(data), "--output", str(together), "--config", "demo"]
+    given += ["--cache", str(tmp_path / "cache"), *same, "--batch", "1"]
+    done = subprocess.run(
+        [*launch, *VIDQA[1:], "finetune", *given], env=ALONE | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved to") == 1
+    assert adapters.read(together).name == "together"
+    assert {one.name for one in together.iterdir()} == {one.name for one in single.iterdir()}
+    assert [step for step, _ in losses(together)] == [1, 2, 3]
+    for (_, two), (_, one_process) in zip(losses(together), losses(single), strict=True):
+        assert two == pytest.approx(one_process, rel=1e-3)
 
 
 # ---------------------------------------------------------------- what it refuses
@@ -493,6 +550,24 @@ def test_a_line_tells_loss_rate_speed_and_what_is_left() -> None:
 def test_an_evaluation_has_a_line_of_its_own() -> None:
     line = {"step": 40, "eval_loss": 1.5, "eval_token_accuracy": 0.5, "seconds": 10.0}
     assert line_text(line, 60) == "step 40/60  held-out loss 1.5000  right tokens 0.500"
+
+
+def test_on_a_terminal_the_steps_are_a_bar_and_evaluations_stay_above_it() -> None:
+    screen = io.StringIO()
+    progress = _bar(Console(file=screen, force_terminal=True, width=120))
+    with progress:
+        bar = _Bar(progress, 60)
+        bar(
+            {"step": 30, "loss": 1.5, "learning_rate": 5e-5, "seconds": 10.0}
+            | {"tokens_per_second": 1234.5}
+        )
+        progress.refresh()
+        assert [(task.completed, task.total) for task in progress.tasks] == [(30, 60)]
+        bar({"step": 40, "eval_loss": 1.25, "eval_token_accuracy": 0.5, "seconds": 12.0})
+        assert progress.tasks[0].completed == 30
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert re.search(r"training .* 30/60 loss 1\.5000  lr 5\.00e-05  1,234 tokens/s", shown)
+    assert "step 40/60  held-out loss 1.2500  right tokens 0.500\n" in shown
 
 
 @pytest.mark.parametrize(

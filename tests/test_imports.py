@@ -25,7 +25,7 @@ LAYERS = [
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following", "engine_adapters"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
-    | {"finetune.agreement", "finetune.metrics", "finetune.times"},
+    | {"finetune.agreement", "finetune.metrics", "finetune.processes", "finetune.times"},
     {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"}
     | {"finetune.shelf", "finetune.teacher"},
     {"finetune.identity", "finetune.media", "finetune.rows_file"},
@@ -34,8 +34,9 @@ LAYERS = [
     {"finetune.answer_file", "finetune.dataset", "finetune.fetch", "finetune.progress"}
     | {"finetune.recipe", "finetune.run_folder"},
     {"finetune.features", "finetune.infer", "finetune.loss", "finetune.model", "finetune.plan"},
-    {"finetune.trainer", "finetune.training_report"},
+    {"finetune.order", "finetune.trainer", "finetune.training_report"},
     {"finetune.cost", "finetune.fit"},
+    {"finetune.finish"},
     {"clip_sound", "doctor", "ingest", "search", "finetune.evaluate", "finetune.train"},
     {"ask", "clip_main"},
     {"ground"},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,13 @@ def run(
     rows, held_out = StandIn(changes.pop("rows", 12)), StandIn(3, first=1000)
     recipe = Recipe(**QUICK | changes)
     return fit(new_model(recipe), rows, rows.lengths, held_out, PAD, recipe, output, tell)
+
+
+def free_port() -> str:
+    """A port by which processes of one training may find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def losses(output: Path) -> list[tuple[int, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from vidqa.command import INTERRUPTED, Run, verb
 from vidqa.errors import UsageError, VidqaError
 
 if TYPE_CHECKING:
-    from finetune.train import Order, Outcome, Prepared
+    from finetune.order import Order, Outcome, Prepared
 
 
 @verb("model", "hub", group=finetune_app, name="train", fields=RECIPE)
@@ -61,7 +62,7 @@ def train_command(
     The file of --config may hold a recipe (configs/finetune-*.yaml), settings such as model, or
     both. Ctrl-C leaves a checkpoint to go on from. While it runs: tensorboard --logdir DIR.
     """
-    from finetune.train import is_first_process
+    from finetune.processes import is_first_process
 
     if is_first_process():
         _train(run, data, eval_data, output, format, media_dir, dry_run, resume)
@@ -84,9 +85,11 @@ def _train(
     resume: bool,
 ) -> None:
     from finetune import train
+    from finetune.finish import commands
+    from finetune.processes import is_first_process, process_count
     from finetune.progress import watching
     from finetune.run_folder import check_output, read_run
-    from finetune.trainer import process_count, schedule_of
+    from finetune.trainer import schedule_of
     from vidqa.cli.rows import progress
 
     if not data and not (resume and output):
@@ -98,10 +101,10 @@ def _train(
         train.check_adapter_name(where)
     if resume and (begun := read_run(where)) and begun.finished is not None:
         _say(run, f"{where}: finished at step {begun.finished}; nothing is left to do")
-        for line in train.commands(order):
+        for line in commands(order):
             _say(run, line)
         return
-    if train.is_first_process() and not resume and not dry_run:
+    if is_first_process() and not resume and not dry_run:
         check_output(where, resume=False)
     train.check_machine(order.recipe)
     with progress(run) as advance:
@@ -123,14 +126,15 @@ def _train(
 
 
 def _order(run: Run, where: Path, resume: bool, given: dict[str, Any]) -> Order:
-    from finetune import train
+    from finetune.order import Order
+    from finetune.train import resumed
 
     model = run.settings.model
     if resume:
         named = model if "model" in run.settings.given else None
         more = given | {"model": named, "hub": run.settings.hub}
-        return train.resumed(where, run.config, dict(run.flags), more)
-    return train.Order(
+        return resumed(where, run.config, dict(run.flags), more)
+    return Order(
         data=tuple(given["data"]),
         eval_data=tuple(given["eval_data"]),
         model=model,
@@ -151,15 +155,15 @@ def _show_plan(run: Run, prepared: Prepared) -> None:
 
 
 def _show_end(run: Run, order: Order, outcome: Outcome) -> None:
-    from finetune import train
+    from finetune.finish import summary_lines
 
     if run.json:
         run.emit({"event": "summary", "output": str(order.output), **dataclasses.asdict(outcome)})
     else:
-        for line in train.summary_lines(outcome):
+        for line in summary_lines(outcome):
             _say(run, line)
     if outcome.stopped:
-        go_on = f"vidqa finetune --output {order.output} --resume"
+        go_on = f"vidqa finetune --output {shlex.quote(str(order.output))} --resume"
         run.note(f"stopped after step {outcome.step} of {outcome.steps}; go on with: {go_on}")
         raise typer.Exit(INTERRUPTED)
     if run.json:

@@ -48,9 +48,9 @@ def training_of(recipe: Recipe, counted: Sketch) -> Training:
 def guess_seconds(plan: Plan, held_out: Plan, counted: Sketch, recipe: Recipe) -> float:
     """How long the steps and evaluations take on this machine, as busy as it is now: a guess.
 
-    Of the playground on two cores it says 25 and 32 minutes, at the rates that were measured
-    before two runs of 29 (by the pace of its first 1,271 of 2,172 steps) and 22 minutes. It was
-    held against no run on a card.
+    Of the playground on two cores it says 25 minutes with batches of 16 and 23 with batches of 4,
+    at the rates measured before runs of 29 (by the pace of 1,271 of its 2,172 steps) and of 22
+    minutes. It was held against no run on a card.
     """
     processes = process_count()
     schedule = schedule_of(recipe, len(plan.used), processes)
@@ -78,7 +78,7 @@ def _trained_tokens(plan: Plan, recipe: Recipe) -> float:
     """Tokens computed for a row that is trained on, in the order of the first epoch."""
     lengths = _lengths(plan)
     step = recipe.batch * recipe.accumulation * process_count()
-    order = StepsByLength(lengths, lengths, step, recipe.seed)
+    order = StepsByLength(lengths, step, recipe.seed)
     return _filled([lengths[at] for at in order], recipe.batch)
 
 

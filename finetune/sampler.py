@@ -8,7 +8,7 @@ the same but for rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Sampler
@@ -20,8 +20,8 @@ class StepsByLength(Sampler[int]):
     `rows_per_step` are those of all processes together; `lengths` are tokens of a row.
     """
 
-    def __init__(self, rows: Sized, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
-        self._shuffled = SeedableRandomSampler(rows, data_seed=seed)
+    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
+        self._shuffled = SeedableRandomSampler(lengths, data_seed=seed)
         self._lengths = lengths
         self._rows_per_step = rows_per_step
 

@@ -144,13 +144,8 @@ class VlmTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepsByLength:
-        recipe = self.recipe
-        return StepsByLength(
-            self.train_dataset if train_dataset is None else train_dataset,
-            self._lengths,
-            recipe.batch * recipe.accumulation * process_count(),
-            recipe.seed,
-        )
+        rows_per_step = self.recipe.batch * self.recipe.accumulation * process_count()
+        return StepsByLength(self._lengths, rows_per_step, self.recipe.seed)
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:

@@ -25,7 +25,8 @@ LAYERS = [
     | {"prompt", "scenes", "select", "stills", "store", "texts", "vlm", "weights"},
     {"following", "engine_adapters"},
     {"clip_pictures", "command", "engine_main", "library", "report", "worker", "finetune.rows"}
-    | {"finetune.agreement", "finetune.metrics", "finetune.processes", "finetune.times"},
+    | {"finetune.agreement", "finetune.metrics", "finetune.processes"}
+    | {"finetune.sampler", "finetune.times"},
     {"finetune.formats", "finetune.layout", "finetune.merge", "finetune.scoring"}
     | {"finetune.shelf", "finetune.teacher"},
     {"finetune.identity", "finetune.media", "finetune.rows_file"},

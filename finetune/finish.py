@@ -196,13 +196,20 @@ def commands(order: Order) -> tuple[str, ...]:
 
 
 def notes(order: Order) -> tuple[str, ...]:
-    """What one must know to serve it."""
-    if order.recipe.train_vision and not order.recipe.full:
-        return (
+    """What one must know to use it."""
+    recipe = order.recipe
+    said = []
+    if recipe.train_vision and not recipe.full:
+        said.append(
             "The vision tower has an adapter too: vLLM serves it only with "
-            "--enable-tower-connector-lora, and without it answers as if that part were untrained.",
+            "--enable-tower-connector-lora, and without it answers as if that part were untrained."
         )
-    return ()
+    if recipe.layout == "plain":
+        said.append(
+            "It has learned plain questions (layout: plain): vidqa infer asks such, ask and serve "
+            "do not."
+        )
+    return tuple(said)
 
 
 def summary_lines(outcome: Outcome) -> list[str]:

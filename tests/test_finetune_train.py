@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -600,6 +601,14 @@ def test_an_adapter_of_the_vision_tower_tells_what_serving_needs() -> None:
     )
     assert "--enable-tower-connector-lora" in commands(order)[-1]
     assert "vLLM serves it only with" in notes(order)[0]
+
+
+def test_an_adapter_of_plain_questions_tells_who_asks_such() -> None:
+    order = Order(
+        data=(), model="base", output=Path("adapters/birds"), recipe=Recipe(layout="plain")
+    )
+    assert "vidqa infer asks such" in notes(order)[0]
+    assert not notes(replace(order, recipe=Recipe()))
 
 
 def test_the_command_that_measures_reads_what_was_held_out_as_the_training_did() -> None:

@@ -3,7 +3,7 @@
 Every row of a batch is filled up to its longest, and the fill is computed like the rest. A step of
 several batches may have its rows in any order, as their losses are summed: with the longest first,
 rows of like length meet in a batch, and at the same time in all processes. What is learned stays
-the same but for rounding.
+the same but for rounding, and for what dropout draws.
 """
 
 from __future__ import annotations

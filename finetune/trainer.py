@@ -145,7 +145,8 @@ class VlmTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepsByLength:
         rows_per_step = self.recipe.batch * self.recipe.accumulation * process_count()
-        return StepsByLength(self._lengths, rows_per_step, self.recipe.seed)
+        self._order = StepsByLength(self._lengths, rows_per_step, self.recipe.seed)
+        return self._order
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
@@ -203,6 +204,8 @@ class VlmTrainer(Trainer):
     def _run_epoch(self, **given: Any) -> None:  # type: ignore[override]
         """A run that had come to its end when it was killed takes no further step."""
         if not self.control.should_training_stop:
+            # accelerate does not reach it where several processes go on within an epoch.
+            self._order.set_epoch(given["epoch"])
             super()._run_epoch(**given)  # type: ignore[no-untyped-call]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -324,13 +327,14 @@ class Journal(TrainerCallback):
         self._passed()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        tokens = self._tokens_since() if "loss" in (logs or {}) else 0  # of all processes
         if not state.is_world_process_zero or "train_runtime" in (logs or {}):
             return
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         line |= {name: value for name, value in (logs or {}).items() if name != "epoch"}
         if "loss" in line:
             line["first_step"] = self._first
-            line["tokens_per_second"] = round(self._tokens_since() / self._seconds_since(), 1)
+            line["tokens_per_second"] = round(tokens / self._seconds_since(), 1)
         line["seconds"] = round(time.monotonic() - self._began, 2)
         self._tell(line)
 
@@ -347,8 +351,8 @@ class Journal(TrainerCallback):
         return max(since, 1e-6)
 
     def _tokens_since(self) -> int:
-        """Tokens of all processes, taken to have had as many each."""
+        """Tokens of all processes since the last log."""
         assert self.trainer is not None
-        every = int(self.trainer.tokens) * process_count()
+        every = int(self.trainer.accelerator.reduce(self.trainer.tokens, "sum"))
         since, self._tokens = every - self._tokens, every
         return since

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
+from accelerate.data_loader import DataLoaderShard
 from hypothesis import given
 from hypothesis import strategies as st
-from training_parts import run
+from training_parts import losses, run
 
 from finetune.sampler import StepsByLength
 
@@ -61,3 +64,18 @@ def test_the_training_pads_to_rows_of_like_length(tmp_path: Path) -> None:
     wide = [batch["input_ids"].shape[1] for batch in trainer.get_train_dataloader()]
     assert all(first >= second for first, second in zip(wide[::2], wide[1::2], strict=True))
     assert len(set(wide)) > 1
+
+
+def test_a_run_goes_on_in_the_order_of_its_epoch_where_accelerate_does_not_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in several processes. Steps are of four rows among twelve: the fourth is of epoch 1."""
+    run(tmp_path / "out")
+    through = losses(tmp_path / "out")
+    (newest,) = (tmp_path / "out" / "checkpoints").glob("checkpoint-6")
+    shutil.rmtree(newest)
+    monkeypatch.setattr(DataLoaderShard, "set_epoch", lambda self, epoch: None)
+    run(tmp_path / "out")
+    assert [step for step, _ in losses(tmp_path / "out")] == [step for step, _ in through]
+    again = [loss for _, loss in losses(tmp_path / "out")]
+    assert again == pytest.approx([loss for _, loss in through], rel=1e-4)

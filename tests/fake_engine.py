@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
-        self.send_header(IDLE_SECONDS.decode(), str(ACTIVITY.idle_seconds()))
+        self.send_header(IDLE_SECONDS.decode(), str(ACTIVITY.unasked_seconds()))
         self.end_headers()
         self.wfile.write(data)
 

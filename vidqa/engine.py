@@ -74,7 +74,8 @@ HEALTH_SECONDS = 15.0
 STALL_SECONDS = 300.0
 # What a running answer gets to finish when the engine is told to end.
 STOP_SECONDS = 10.0
-# A command that has the engine asks it within so long, and asks its next question.
+# A command that has the engine asks it within so long, and asks its next question; but for one that
+# decodes longer than that before it asks, and which then may lose it.
 PAUSE_SECONDS = 5.0
 POLL_SECONDS = 0.25
 
@@ -276,7 +277,7 @@ def _turn(folder: Path, on_stage: Callable[[str], None]) -> Iterator[None]:
     """One command at a time; the lock goes with the process, however it ends."""
     with (folder / "start.lock").open("w") as lock:
         if not _take(lock.fileno()):
-            on_stage("waiting for another command that starts the engine")
+            on_stage("waiting for another command that starts the engine, or waits for its turn")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -468,17 +469,17 @@ def _await_pause(folder: Path, state: _State, on_stage: Callable[[str], None]) -
 
 def _is_asked(state: _State) -> bool:
     """Whether the engine answers, or did a moment ago; by its own account, else it does not."""
-    health, headers = _asked(state, STATUS_ROUTE)
+    health, headers = _look_at(state, STATUS_ROUTE)
     idle_seconds = float(headers.get(IDLE_SECONDS.decode(), "inf"))
     return health == "ready" and idle_seconds < PAUSE_SECONDS
 
 
 def _health(state: _State, route: str = "/health") -> str:
     """ "ready", "refused" (nobody listens, as during a start) or "not answering"."""
-    return _asked(state, route)[0]
+    return _look_at(state, route)[0]
 
 
-def _asked(state: _State, route: str) -> tuple[str, Mapping[str, str]]:
+def _look_at(state: _State, route: str) -> tuple[str, Mapping[str, str]]:
     """Its health, and the headers of its answer."""
     import httpx
 

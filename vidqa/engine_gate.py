@@ -25,7 +25,8 @@ ADAPTERS_VARIABLE = "ENGINE_ADAPTERS"  # the folder of the adapters that may be 
 STATUS_ROUTE = ("GET", "/ping")
 HEALTH_ROUTES = frozenset({STATUS_ROUTE, ("GET", "/health")})
 CHAT_ROUTE = ("POST", "/v1/chat/completions")
-ROUTES = HEALTH_ROUTES | {("GET", "/v1/models"), CHAT_ROUTE}
+MODELS_ROUTE = ("GET", "/v1/models")
+ROUTES = HEALTH_ROUTES | {MODELS_ROUTE, CHAT_ROUTE}
 LOAD_ROUTE = ("POST", "/v1/load_lora_adapter")
 UNLOAD_ROUTE = ("POST", "/v1/unload_lora_adapter")
 ADAPTER_ROUTES = frozenset({LOAD_ROUTE, UNLOAD_ROUTE})
@@ -52,22 +53,27 @@ class Activity:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._in_flight = 1
-        self._changed = time.monotonic()
+        self._in_flight = self._asking = 1
+        self._changed = self._asked = time.monotonic()
         self._chats = 0
         self._heard = 0.0  # when a chat began, while none was open, or was last answered a piece
         self._fell_silent = False
         self.serving = False
 
-    def begin(self) -> None:
+    def begin(self, *, asks: bool = True) -> None:
+        """A request has come; one that `asks` is for the model, and no list of what is there."""
         with self._lock:
             self._in_flight += 1
+            self._asking += asks
             self._changed = time.monotonic()
 
-    def end(self) -> None:
+    def end(self, *, asks: bool = True) -> None:
         with self._lock:
             self._in_flight -= 1
+            self._asking -= asks
             self._changed = time.monotonic()
+            if asks:
+                self._asked = self._changed
 
     @contextmanager
     def chat(self) -> Iterator[None]:
@@ -107,6 +113,11 @@ class Activity:
         """Seconds since the last request ended; 0 while one is in flight."""
         with self._lock:
             return 0.0 if self._in_flight else time.monotonic() - self._changed
+
+    def unasked_seconds(self) -> float:
+        """The same of requests that ask: servers list the models every few seconds."""
+        with self._lock:
+            return 0.0 if self._asking else time.monotonic() - self._asked
 
 
 ACTIVITY = Activity()
@@ -149,7 +160,7 @@ class Gate:
                 return
             await self._counted(scope, _replayed(body, receive), send)
         else:
-            await self._counted(scope, receive, send)
+            await self._counted(scope, receive, send, asks=route != MODELS_ROUTE)
 
     def _may_load(self, body: bytes) -> bool:
         """Whether what is asked for lies right in the engine's own folder of adapters."""
@@ -161,11 +172,11 @@ class Gate:
             return False
 
     def _telling(self, send: Send) -> Send:
-        """Adds the seconds since the last request to an answer."""
+        """Adds to an answer for how many seconds nobody asked."""
 
         async def telling(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = (IDLE_SECONDS, f"{self._activity.idle_seconds():.3f}".encode())
+                told = (IDLE_SECONDS, f"{self._activity.unasked_seconds():.3f}".encode())
                 message = {**message, "headers": [*message.get("headers", ()), told]}
             await send(message)
 
@@ -188,12 +199,12 @@ class Gate:
             return 404
         return 0
 
-    async def _counted(self, scope: Message, receive: Any, send: Any) -> None:
-        self._activity.begin()
+    async def _counted(self, scope: Message, receive: Any, send: Any, *, asks: bool = True) -> None:
+        self._activity.begin(asks=asks)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._activity.end()
+            self._activity.end(asks=asks)
 
 
 async def _body(receive: Receive) -> bytes:

@@ -143,8 +143,13 @@ def _texts(row: Row) -> Iterator[str]:
 
 
 def _medium(medium: Media) -> Iterator[str]:
-    if not _why_missing(medium) and not _why_damaged(medium):
-        yield from _times(medium, _seconds(medium))
+    if _why_missing(medium):
+        return
+    try:
+        seconds = _seconds(medium)
+    except VideoError:
+        return
+    yield from _times(medium, seconds)
 
 
 def _why_missing(medium: Media) -> str | None:

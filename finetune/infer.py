@@ -177,7 +177,7 @@ class _Asking:
                 answers = await self._answers(row)
             except VidqaError as error:
                 self._count_failure(error)
-                record["error"] = " ".join(str(error).split())
+                record["error"] = " ".join(str(error).split()).removeprefix(f"{row.origin}: ")
             else:
                 self._failures_in_a_row = 0
                 record["answers"] = answers

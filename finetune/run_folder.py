@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,11 +88,10 @@ def check_output(output: Path, *, resume: bool) -> Run | None:
 
     Raises UsageError when the folder holds something else, or a run and `resume` was not asked.
     """
+    _check_place(output)
     run = read_run(output)
     if run is None:
         others = sorted(one.name for one in output.iterdir()) if output.is_dir() else []
-        if output.exists() and not output.is_dir():
-            raise UsageError(f"{output}: is a file; name a new folder with --output")
         others = [name for name in others if name != _LOCK and not _is_draft(name)]
         if others:
             some = ", ".join(others[:_NAMED_FILES]) + (" ..." if len(others) > _NAMED_FILES else "")
@@ -108,6 +108,17 @@ def check_output(output: Path, *, resume: bool) -> Run | None:
     raise UsageError(
         f"{output}: holds a run that {where}; add --resume to go on, or name another --output"
     )
+
+
+def _check_place(output: Path) -> None:
+    """Raises UsageError where no folder can be written: hours of media are decoded before it is."""
+    there = next(one for one in (output, *output.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there}: is a file; name a new folder with --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{there}: nothing may be written there; name another folder with --output"
+        )
 
 
 def check_same(output: Path, begun: Run, now: Run) -> None:
@@ -154,9 +165,22 @@ def step_of(checkpoint: Path) -> int:
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The latest checkpoint that is whole."""
-    whole = [one for one in _checkpoints(output) if (one / _WHOLE).exists()]
+    """The latest checkpoint that is whole, and whose files can be read."""
+    whole = [one for one in _checkpoints(output) if (one / _WHOLE).exists() and _is_read(one)]
     return max(whole, key=step_of, default=None)
+
+
+def _is_read(checkpoint: Path) -> bool:
+    """Whether its files are of the length that they themselves tell."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        for weights in checkpoint.glob("*.safetensors"):
+            with safe_open(weights, "np"):
+                pass
+    except (OSError, SafetensorError):
+        return False
+    return all(zipfile.is_zipfile(state) for state in checkpoint.glob("*.pt"))
 
 
 def drop_broken(output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -195,6 +196,21 @@ def test_a_fault_of_ours_says_how_to_report_it() -> None:
     assert "-v" in result.stderr
     assert "vidqa doctor" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_what_the_file_system_refuses_is_no_fault_of_ours() -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied", "films/x.mp4")
+    result = outcome(refused)
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "vidqa: films/x.mp4: permission denied; name another place, or change what may be done "
+        "there\n",
+    )
+
+
+def test_of_what_several_tasks_raise_the_first_is_told() -> None:
+    group = ExceptionGroup("tasks", [ExceptionGroup("more", [LibraryError("broken")])])
+    assert outcome(group).stderr == "vidqa: broken\n"
 
 
 def test_an_interrupt_is_exit_code_130() -> None:

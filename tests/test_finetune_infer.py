@@ -148,7 +148,7 @@ def test_a_row_that_asks_nothing_is_told_so() -> None:
     kept = Kept()
     with FakeEndpoint() as endpoint:
         infer([Row((), rows(1)[0].origin)], opener(endpoint), shown_of, OPTIONS, kept)
-    assert kept.records[1]["error"].startswith("rows.jsonl:1: nothing is asked")
+    assert kept.records[1]["error"].startswith("nothing is asked")
 
 
 def test_rows_that_the_endpoint_refuses_do_not_end_the_run() -> None:

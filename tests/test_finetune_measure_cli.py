@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -248,7 +249,12 @@ def test_eval_says_when_the_rows_have_chosen_the_checkpoint(
     make_adapter(place / "birds", card={})
     kept = place / "birds" / "validation.jsonl"
     kept.write_text((place / "rows.jsonl").read_text().replace("film", "../film"))
-    for data, is_said in ((str(kept), True), ("rows.jsonl", False)):
+    (place / "named.jsonl").write_text((place / "rows.jsonl").read_text() + "\n")
+    made = {"recipe": {}, "model": "base", "data": {}, "batch": 16, "base_digest": "1" * 32}
+    digest = hashlib.sha256((place / "named.jsonl").read_bytes()).hexdigest()
+    told = made | {"eval_data": {"elsewhere/named.jsonl": digest}}
+    (place / "birds" / "run.json").write_text(json.dumps(told))
+    for data, is_said in ((str(kept), True), ("named.jsonl", True), ("rows.jsonl", False)):
         done = run(endpoint, "finetune", "eval", "--data", data, "--adapter", "./birds")
         assert done.exit_code == 0, done.output
         assert ("chose the checkpoint" in done.stderr) == is_said

@@ -22,6 +22,7 @@ import torch
 from conftest import REPOSITORY
 from media import make_film, shot
 from rich.console import Console
+from safetensors.torch import save_file
 from training_parts import TINY, free_port, losses
 from typer.testing import CliRunner, Result
 
@@ -46,6 +47,7 @@ from finetune.run_folder import (
 from finetune.train import prepare_rows, run_of, train
 from finetune.training_report import TrainingReport, draw_curves, page, smoothed
 from vidqa import adapters, model_card
+from vidqa.adapters import as_name, check_name
 from vidqa.cli import app
 from vidqa.errors import UsageError, VidqaError
 
@@ -368,6 +370,43 @@ def test_held_out_rows_of_which_none_can_be_used_end_it(data: Path, tmp_path: Pa
     assert re.search(r"no row of --eval-data .*nothing\.jsonl:1: an answer is empty", result.stderr)
 
 
+def test_an_adapter_is_named_after_its_data_as_far_as_it_may_be(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = data.with_name("my rows (é).jsonl")
+    odd.write_text(data.read_text())
+    arguments = ["finetune", "--data", str(odd), "--config", "demo", "--dry-run"]
+    result = CliRunner().invoke(app, [*arguments, "--cache", str(tmp_path / "cache")])
+    assert result.exit_code == 0, result.output
+    assert as_name(odd.stem) == "my-rows"
+    assert check_name(as_name("…")) == "adapter"
+
+
+@pytest.mark.parametrize("place", ["there.txt", "there.txt/below"])
+def test_a_place_where_no_folder_can_be_is_told_before_media_are_read(
+    place: str, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "there.txt").touch()
+    result = finetune(data, tmp_path / place)
+    assert result.exit_code == 2
+    assert result.stderr.strip().endswith("there.txt: is a file; name a new folder with --output")
+
+
+def test_a_place_that_may_not_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UsageError, match="nothing may be written there; name another folder"):
+        check_output(tmp_path / "new" / "birds", resume=False)
+
+
+def test_a_media_folder_that_is_not_there_is_wrong_usage(data: Path, tmp_path: Path) -> None:
+    result = finetune(data, tmp_path / "birds", "--media-dir", str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
+
+
 def test_an_adapter_s_name_is_one_that_can_be_called(data: Path, tmp_path: Path) -> None:
     result = finetune(data, tmp_path / "a bird")
     assert result.exit_code == 2
@@ -436,6 +475,22 @@ def test_a_checkpoint_counts_when_it_is_whole(tmp_path: Path) -> None:
     found = last_checkpoint(tmp_path)
     assert found is not None
     assert found.name == "checkpoint-4"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_whose_files_were_damaged_since_is_passed_over(
+    name: str, tmp_path: Path
+) -> None:
+    for step in (2, 4):
+        place = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        place.mkdir(parents=True)
+        save_file({"a": torch.zeros(64)}, place / "adapter_model.safetensors")
+        torch.save({"a": torch.zeros(64)}, place / "optimizer.pt")
+        mark_whole(place)
+    newest = tmp_path / "checkpoints" / "checkpoint-4"
+    assert last_checkpoint(tmp_path) == newest
+    (newest / name).write_bytes((newest / name).read_bytes()[:-100])
+    assert last_checkpoint(tmp_path) == newest.with_name("checkpoint-2")
 
 
 def test_a_log_is_cut_to_the_step_from_which_a_run_goes_on(tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from vidqa import model_card
 from vidqa.config import Settings
 from vidqa.errors import ConfigError, ModelError, UsageError
 from vidqa.model_card import ModelCard
-from vidqa.wiring import ChosenAdapter, OnDemand, as_trained, choose_adapter, endpoint, with_look
+from vidqa.wiring import (
+    ChosenAdapter,
+    OnDemand,
+    as_trained,
+    choose_adapter,
+    endpoint,
+    engine_options,
+    with_look,
+)
 
 
 def test_an_embedder_that_many_threads_use_first_is_loaded_once() -> None:
@@ -34,6 +42,15 @@ def test_an_embedder_that_many_threads_use_first_is_loaded_once() -> None:
 
 
 # ---------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize(("asked", "taken"), [({}, 4096), ({"max_model_len": 16384}, 16384)])
+def test_the_engine_takes_as_many_tokens_as_the_model_unless_more_were_asked_for(
+    asked: dict[str, int], taken: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 4096}}')
+    settings = Settings.load(None, asked)
+    assert engine_options(settings, tmp_path).max_model_len == taken
 
 
 def test_an_adapter_is_named_by_name_by_folder_or_by_both(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from vidqa.whole_files import write_whole
 CARD, CONFIG, WEIGHTS = "adapter.json", "adapter_config.json", "adapter_model.safetensors"
 
 # A name is the folder's, a model's name in the API, and part of one in the engine.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LONGEST_NAME = 100
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}")
 # What a look may be made of, as `finetune.layout.Look` has it, and what is wanted in words.
 _LOOK: dict[str, tuple[Any, str]] = {
     "layout": (str, "text"),
@@ -90,6 +91,11 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(f"adapter name {name!r}: {NAME_RULE}")
     return name
+
+
+def as_name(text: str) -> str:
+    """What is most like it and may be an adapter's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:_LONGEST_NAME] or "adapter"
 
 
 def is_adapter(folder: Path) -> bool:

@@ -10,6 +10,7 @@ themselves are in `cli`; how results look is in `output`.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json as jsonlib
@@ -33,6 +34,7 @@ from vidqa.fields import Table, flag_in
 FAILED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 command_group = functools.partial(
@@ -202,7 +204,8 @@ def exit_codes(*, json: bool, verbose: bool) -> Iterator[None]:
     our output has left.
     """
     try:
-        yield
+        with _first_of_a_group():
+            yield
         sys.stdout.flush()
     except typer.Exit:
         raise
@@ -216,11 +219,31 @@ def exit_codes(*, json: bool, verbose: bool) -> Iterator[None]:
     except Exception as error:
         if verbose:
             traceback.print_exception(error)
-        ours = isinstance(error, VidqaError)
         code = error.exit_code if isinstance(error, VidqaError) else VidqaError.exit_code
-        name = type(error).__name__ if ours else "InternalError"
-        tell(name, str(error) if ours else _unexpected(error), code, json=json)
+        known = str(error) if isinstance(error, VidqaError) else _refusal(error)
+        name = type(error).__name__ if known else "InternalError"
+        tell(name, known or _unexpected(error), code, json=json)
         raise typer.Exit(code) from None
+
+
+@contextmanager
+def _first_of_a_group() -> Iterator[None]:
+    """Of what several tasks have raised together, the first is told."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        first: Exception = group
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group
+
+
+def _refusal(error: Exception) -> str:
+    """What the file system refuses is for the user to mend; nothing where it is something else."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS or not error.filename:
+        return ""
+    reason = (error.strerror or type(error).__name__).lower()
+    return f"{error.filename}: {reason}; name another place, or change what may be done there"
 
 
 def _unexpected(error: Exception) -> str:

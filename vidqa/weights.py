@@ -107,6 +107,15 @@ def _missing_weights(folder: Path) -> str:
     return "" if wanted or any(folder.glob("*.safetensors")) else "*.safetensors"
 
 
+def longest_context(folder: Path) -> int | None:
+    """Tokens that the model in a folder was made for; None where its configuration does not say."""
+    config = _read_json(folder / "config.json") or {}
+    for one in (config.get("text_config"), config):
+        if isinstance(one, dict) and isinstance(one.get("max_position_embeddings"), int):
+            return int(one["max_position_embeddings"])
+    return None
+
+
 def sight(folder: Path, family: Family | None = None) -> Sight:
     """How the model in a folder sees pictures and writes boxes, by its configuration.
 

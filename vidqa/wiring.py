@@ -135,11 +135,21 @@ def engine_options(settings: Settings, weights: Path) -> EngineOptions:
         model=str(weights),
         name="" if Path(settings.model).is_dir() else settings.model,
         dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
+        max_model_len=_context(settings, weights),
         kvcache_gib=settings.kvcache_gib,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         idle_minutes=settings.engine_idle_minutes,
     )
+
+
+def _context(settings: Settings, weights: Path) -> int:
+    """Tokens that the engine takes at once: what the model can, unless more were asked for."""
+    from vidqa.weights import longest_context
+
+    most = longest_context(weights)
+    if most is None or "max_model_len" in settings.given:
+        return settings.max_model_len
+    return min(settings.max_model_len, most)
 
 
 @dataclass(frozen=True, slots=True)

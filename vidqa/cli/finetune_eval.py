@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from finetune.run_folder import VALIDATION
 from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB, shelf_of
 from vidqa.cli.finetune import finetune_app
 from vidqa.cli.rows import ROW_SETTINGS, AtOnce, Cache, CacheGib, Data, Format, MediaDir
@@ -116,7 +116,7 @@ def evaluate(
         run.say("\n".join(columns(table(results))))
         for one in remarks(results):
             run.note(one)
-        if own is not None and _chose(own, data):
+        if _chose(own or Path(run.settings.model), data):
             run.note(
                 "these rows chose the checkpoint that was kept, so it does better on them than on "
                 "others; rows that training has not seen tell more"
@@ -129,13 +129,21 @@ def evaluate(
 
 
 def _results(adapter: Path, data: Sequence[Path]) -> Path:
-    """A folder for each set of questions: what one has measured is no obstacle to the next."""
+    """A folder for the data of each name: what one has measured is no obstacle to the next."""
     return adapter / "evaluation" / "+".join(file.stem for file in data)
 
 
-def _chose(adapter: Path, data: Sequence[Path]) -> bool:
-    """Whether the held-out rows of the training itself are among the questions."""
-    return (adapter / VALIDATION).resolve() in [file.resolve() for file in data]
+def _chose(trained: Path, data: Sequence[Path]) -> bool:
+    """Whether rows by which a training has chosen its checkpoint are among the questions."""
+    from finetune.identity import file_digest
+    from finetune.run_folder import VALIDATION, read_run
+
+    chose: set[str] = set()
+    with suppress(UsageError):  # of a damaged run nothing is known
+        begun = read_run(trained)
+        chose = set(begun.eval_data.values()) if begun else chose
+    kept = (trained / VALIDATION).resolve()
+    return any(file.resolve() == kept or file_digest(file) in chose for file in data)
 
 
 def _nowhere(model: str) -> NoReturn:

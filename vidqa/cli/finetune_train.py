@@ -90,11 +90,12 @@ def _train(
     from finetune.progress import watching
     from finetune.run_folder import check_output, read_run
     from finetune.trainer import schedule_of
+    from vidqa.adapters import as_name
     from vidqa.cli.rows import progress
 
     if not data and not (resume and output):
         raise UsageError("--data is missing; name a file with rows (docs/finetune.md has examples)")
-    where = output or run.settings.adapters / data[0].stem
+    where = output or run.settings.adapters / as_name(data[0].stem)
     given = {"data": data, "eval_data": eval_data, "format": format, "media_dir": media_dir}
     order = _order(run, where, resume, given)
     if not order.recipe.full:

@@ -58,6 +58,8 @@ MediaDir = Annotated[
     typer.Option(
         "--media-dir",
         metavar="DIR",
+        exists=True,
+        file_okay=False,
         help="Where relative paths of media begin (default: the data file's folder).",
     ),
 ]

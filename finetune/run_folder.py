@@ -223,7 +223,11 @@ def cut_log(output: Path, step: int) -> None:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Keeps a second training out of the folder. Raises VidqaError when one is at work there."""
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise UsageError(f"{output}: {reason}; name another folder with --output") from error
     with (output / _LOCK).open("w") as file:
         if not take_lock(file, output / _LOCK):
             raise VidqaError(

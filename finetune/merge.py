@@ -210,6 +210,7 @@ def _write(file: Path, output: Path, targets: Mapping[str, _Pair]) -> None:
             for key in opened.keys()  # noqa: SIM118  it is no mapping
         }
     save_file(tensors, output, metadata)
+    output.chmod(0o644)  # safetensors lets nobody else read it
 
 
 def _added(weight: Tensor, pair: _Pair | None) -> Tensor:

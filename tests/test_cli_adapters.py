@@ -72,6 +72,31 @@ def test_ls_with_json_is_one_object(birds: Path) -> None:
     assert row["card"]["look"] == {"max_frames": 2}
 
 
+def test_ls_tells_weights_that_are_cut_off(birds: Path) -> None:
+    weights = birds / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    [row] = event(vidqa("adapters", "ls", "--json"))["adapters"]
+    assert "not a whole safetensors file" in row["problem"]
+    assert "not a whole safetensors file" in vidqa("adapters", "ls").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my birds", "adapters/my birds: cannot be called by this name (letters, digits"),
+        ("notes", "adapters/notes: holds no adapter_config.json"),
+    ],
+)
+def test_a_folder_among_the_adapters_that_is_none_to_call_is_told_so(
+    name: str, message: str, birds: Path
+) -> None:
+    birds.rename(birds.with_name("my birds"))
+    Path("adapters/notes").mkdir()
+    shown = vidqa("adapters", "show", name)
+    assert shown.exit_code == 2
+    assert message in shown.stderr
+
+
 def test_without_adapters_ls_says_how_to_get_one() -> None:
     result = vidqa("adapters", "ls")
     assert (result.exit_code, result.stdout) == (3, "")

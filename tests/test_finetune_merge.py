@@ -115,6 +115,11 @@ def test_files_keys_and_types_are_those_of_the_base(
         assert (merged / name).read_bytes() == (half / name).read_bytes()
 
 
+def test_others_may_read_a_merged_model(base: Path, adapter: Path, tmp_path: Path) -> None:
+    merged = merge(base, adapter, tmp_path / "merged")
+    assert all(one.stat().st_mode & 0o044 == 0o044 for one in merged.iterdir())
+
+
 def test_the_folder_says_what_it_was_made_of(base: Path, adapter: Path, tmp_path: Path) -> None:
     told = json.loads((merge(base, adapter, tmp_path / "merged") / CARD).read_text())
     assert told["adapter"] == "birds"

@@ -234,12 +234,14 @@ class Described:
 
 
 def describe(folder: Path, *, whole: bool = True) -> Described:
-    """What an adapter is. Without `whole` its weights are not looked through."""
+    """What an adapter is. Without `whole` of its weights only the table is read."""
     card, problem = None, ""
     try:
         card = read(folder)
         if whole:
             servable(folder)
+        else:
+            tensors_in(folder / WEIGHTS)
     except ModelError as error:
         problem = str(error)
     path = folder / WEIGHTS

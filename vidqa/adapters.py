@@ -247,10 +247,15 @@ def find(given: str, folder: Path) -> Path:
     path = Path(given).expanduser()
     if is_adapter(path):
         return path
-    if path.is_dir():
+    if is_adapter(folder / given):
         raise UsageError(
-            f"{given}: holds no {CONFIG}; name the folder of a LoRA adapter, as PEFT saves it"
+            f"{folder / given}: cannot be called by this name ({NAME_RULE}); rename the folder"
         )
+    for one in (path, folder / given):
+        if one.is_dir():
+            raise UsageError(
+                f"{one}: holds no {CONFIG}; name the folder of a LoRA adapter, as PEFT saves it"
+            )
     there = ", ".join(names_in(folder)) or "none"
     raise UsageError(
         f"{given}: no adapter of that name in {folder} (there are: {there}), and no folder of one"

@@ -272,7 +272,7 @@ def adapter_lines(found: Sequence[Described], loaded: Mapping[str, bool]) -> lis
                 _mebibytes(one.size_bytes),
                 card.created[:10] if card else "-",
                 state,
-                (name_of(card.base_model) if card else one.problem) or "-",
+                one.problem or (name_of(card.base_model) if card else "") or "-",
             ]
         )
     return columns(rows)

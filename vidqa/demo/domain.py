@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,9 +196,16 @@ def _sentence(answer: str) -> str:
 
 
 def write_domain(
-    folder: Path, training_films: int = 40, held_out_films: int = 8, pictures: int = 25_000
+    folder: Path,
+    training_films: int = 40,
+    held_out_films: int = 8,
+    pictures: int = 25_000,
+    tell: Callable[[str], None] = lambda stage: None,
 ) -> None:
-    """Films and rows; what is there already is made anew only where it differs."""
+    """Films and rows; what is there already is made anew only where it differs.
+
+    `tell` hears what is being made, and of each file of rows.
+    """
     shelf = (folder / "films").absolute()  # so that the rows name them from their own folder
     training, held_out = (
         [world.sample_film(first + number, SCENES_PER_FILM) for number in range(count)]
@@ -207,7 +214,9 @@ def write_domain(
             (FIRST_HELD_OUT_SEED, held_out_films),
         )
     )
+    tell(f"drawing {training_films + held_out_films} films: {folder / 'films'}")
     films.write_films([*training, *held_out], shelf)
+    tell(f"drawing {pictures:,} pictures: {folder / 'pictures'}")
     new = new_rows(training, shelf)
     rehearsed = old_rows(training, shelf, round(len(new) * REHEARSED / (1 - REHEARSED)))
     rows = {
@@ -219,6 +228,7 @@ def write_domain(
     }
     for name, chosen in rows.items():
         write(chosen, folder / f"{name}.jsonl", "vidqa")
+        tell(f"{folder / name}.jsonl: {len(chosen):,} rows")
 
 
 if __name__ == "__main__":
@@ -228,4 +238,4 @@ if __name__ == "__main__":
     parser.add_argument("--held-out-films", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=25_000, help="scenes to locate things in")
     given = parser.parse_args()
-    write_domain(given.folder, given.films, given.held_out_films, given.pictures)
+    write_domain(given.folder, given.films, given.held_out_films, given.pictures, print)

@@ -126,7 +126,7 @@ def test_the_adapter_is_proved_to_be_applied(reader: Reader, played: dict[str, D
 def test_answers_of_base_and_adapter_differ_and_are_compared(
     reader: Reader, played: dict[str, Done]
 ) -> None:
-    folder = reader.place / "adapters" / "playground" / "evaluation"
+    folder = reader.place / "adapters" / "playground" / "evaluation" / "held-out"
     base, own = (answers(folder / f"held-out-{one}.jsonl") for one in ("base", "adapter"))
     assert len(base) == len(own) == 40
     assert sum(one != other for one, other in zip(base, own, strict=True)) >= 4

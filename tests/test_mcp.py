@@ -389,16 +389,16 @@ def test_a_model_that_cannot_start_is_told_at_once(library: Library) -> None:
 
 
 def test_a_call_that_is_cancelled_ends_the_work_of_the_model(library: Library) -> None:
-    gone = threading.Event()
+    pieces = Endless()
     with (
-        FakeEndpoint(pieces=Endless(gone)) as endpoint,
+        FakeEndpoint(pieces=pieces) as endpoint,
         served(library, endpoint.base_url) as server,
         agent(f"{server.url}mcp") as mine,
     ):
         asked = mine.start("ask_library", question="red")
-        until(lambda: bool(endpoint.requests))
+        assert pieces.begun.wait(20)
         asked.cancel()
-        assert gone.wait(10), "the endpoint went on writing"
+        assert pieces.gone.wait(10), "the endpoint went on writing"
         until(lambda: 'answering"} 0.0' in server.http.get("metrics").text)
         # The connection goes on.
         assert data_of(mine.call("search_moments", query="red"))["moments"]
@@ -406,7 +406,7 @@ def test_a_call_that_is_cancelled_ends_the_work_of_the_model(library: Library) -
 
 def test_a_client_of_2025_that_leaves_ends_the_work_of_the_model(library: Library) -> None:
     """Its notice of a cancelled call is a request of its own, which no session ties to the call."""
-    gone = threading.Event()
+    pieces = Endless()
     call = {
         "jsonrpc": "2.0",
         "id": 1,
@@ -414,12 +414,12 @@ def test_a_client_of_2025_that_leaves_ends_the_work_of_the_model(library: Librar
         "params": {"name": "ask_library", "arguments": {"question": "red"}},
     }
     with (
-        FakeEndpoint(pieces=Endless(gone)) as endpoint,
+        FakeEndpoint(pieces=pieces) as endpoint,
         served(library, endpoint.base_url) as server,
     ):
         with server.http.stream("POST", "mcp", json=call, headers=ACCEPT):
-            until(lambda: bool(endpoint.requests))
-        assert gone.wait(10), "the endpoint went on writing"
+            assert pieces.begun.wait(20)
+        assert pieces.gone.wait(10), "the endpoint went on writing"
         until(lambda: 'answering"} 0.0' in server.http.get("metrics").text)
 
 

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +15,6 @@ import pytest
 from conftest import REPOSITORY
 from fakes import FakeEndpoint
 from mcp_parts import Agent, agent, arguments_of, command, data_of, text_of
-from serve_parts import until
 from test_server_chat import Endless
 
 from vidqa.config import Settings
@@ -127,15 +125,15 @@ def test_other_libraries_can_be_named(index: Path, endpoint: FakeEndpoint) -> No
 
 
 def test_a_call_that_is_cancelled_ends_the_work_of_the_model(index: Path) -> None:
-    gone = threading.Event()
+    pieces = Endless()
     with (
-        FakeEndpoint(pieces=Endless(gone)) as endpoint,
+        FakeEndpoint(pieces=pieces) as endpoint,
         agent(command(index, "--base-url", endpoint.base_url)) as mine,
     ):
         asked = mine.start("ask_library", question="Where is the yellow house?")
-        until(lambda: bool(endpoint.requests), seconds=60)
+        assert pieces.begun.wait(60)
         asked.cancel()
-        assert gone.wait(10), "the endpoint went on writing"
+        assert pieces.gone.wait(10), "the endpoint went on writing"
         assert data_of(mine.call("list_videos"))["total"] == 1
 
 
@@ -177,9 +175,9 @@ def test_it_ends_when_stdin_does(index: Path) -> None:
 
 
 def test_it_ends_in_the_middle_of_an_answer(index: Path) -> None:
-    gone = threading.Event()
+    pieces = Endless()
     with (
-        FakeEndpoint(pieces=Endless(gone)) as endpoint,
+        FakeEndpoint(pieces=pieces) as endpoint,
         started(index, "--base-url", endpoint.base_url) as process,
     ):
         say(
@@ -188,10 +186,10 @@ def test_it_ends_in_the_middle_of_an_answer(index: Path) -> None:
             READY,
             call(2, "ask_library", question="Where is the yellow house?"),
         )
-        until(lambda: bool(endpoint.requests), seconds=60)
+        assert pieces.begun.wait(60)
         process.communicate(timeout=60)
         assert process.returncode == 0
-        assert gone.wait(10), "the endpoint went on writing"
+        assert pieces.gone.wait(10), "the endpoint went on writing"
 
 
 def test_it_ends_quietly_when_nobody_reads(index: Path) -> None:

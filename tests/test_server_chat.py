@@ -280,31 +280,31 @@ def test_what_fails_once_a_stream_has_begun_is_an_error_event(
 
 
 def test_a_client_that_goes_away_ends_the_work_of_the_model(library: Library) -> None:
-    gone = threading.Event()
-    pieces = Endless(gone)
+    pieces = Endless()
     with FakeEndpoint(pieces=pieces) as endpoint, served(library, endpoint.base_url) as server:
         body = {"messages": [{"role": "user", "content": "red"}], "stream": True}
         with server.http.stream("POST", "v1/chat/completions", json=body) as response:
             lines = response.iter_lines()
             for _ in range(5):
                 next(lines)
-        assert gone.wait(10), "the endpoint went on writing"
+        assert pieces.gone.wait(10), "the endpoint went on writing"
         until(lambda: 'answering"} 0.0' in server.http.get("metrics").text)
 
 
 class Endless(list[str]):
-    """Pieces without end; says so when the reader has left."""
+    """Pieces without end; says when the first is wanted, and when the reader has left."""
 
-    def __init__(self, gone: threading.Event) -> None:
+    def __init__(self) -> None:
         super().__init__(["word "])
-        self._gone = gone
+        self.begun, self.gone = threading.Event(), threading.Event()
 
     def __iter__(self) -> Iterator[str]:
+        self.begun.set()
         try:
             while True:
                 yield "word "
         finally:
-            self._gone.set()
+            self.gone.set()
 
 
 # ---------------------------------------------------------------- the request

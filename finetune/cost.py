@@ -17,7 +17,7 @@ from finetune.features import takes_features
 from finetune.model import Sketch, checkpoints_activations, precision_of
 from finetune.plan import Plan, Training, shape_of
 from finetune.processes import process_count
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, rows_per_step
 from finetune.sampler import StepsByLength
 from finetune.trainer import schedule_of
 
@@ -64,7 +64,7 @@ def guess_seconds(plan: Plan, held_out: Plan, counted: Sketch, recipe: Recipe) -
     trained_rows = min(rows, len(plan.used)) if seen_once else rows
     judged_rows = len(held_out.used) * (1 if seen_once else evaluations) / processes
     work = 2.0 * language * passes * _trained_tokens(plan, recipe) * rows
-    judged_tokens = _filled(_lengths(held_out), recipe.batch) * len(held_out.used)
+    judged_tokens = _filled(held_out.lengths, recipe.batch) * len(held_out.used)
     work += 2.0 * language * judged_tokens * evaluations / processes
     work += _seeing(plan, counted) * trained_rows + _seeing(held_out, counted) * judged_rows
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,9 +76,8 @@ def guess_seconds(plan: Plan, held_out: Plan, counted: Sketch, recipe: Recipe) -
 
 def _trained_tokens(plan: Plan, recipe: Recipe) -> float:
     """Tokens computed for a row that is trained on, in the order of the first epoch."""
-    lengths = _lengths(plan)
-    step = recipe.batch * recipe.accumulation * process_count()
-    order = StepsByLength(lengths, step, recipe.seed)
+    lengths = plan.lengths
+    order = StepsByLength(lengths, rows_per_step(recipe), recipe.seed)
     return _filled([lengths[at] for at in order], recipe.batch)
 
 
@@ -86,10 +85,6 @@ def _filled(lengths: Sequence[int], batch: int) -> float:
     """Tokens computed for a row: all of a batch are as long as its longest."""
     batches = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
     return sum(max(one) * len(one) for one in batches) / max(len(lengths), 1)
-
-
-def _lengths(plan: Plan) -> list[int]:
-    return [one.measure.tokens for one in plan.used]
 
 
 def _seeing(plan: Plan, counted: Sketch) -> float:

@@ -87,6 +87,11 @@ class Plan:
     def reduced(self) -> tuple[Planned, ...]:
         return tuple(one for one in self.used if one.look != self.look)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row that is used."""
+        return [one.measure.tokens for one in self.used]
+
 
 def make_plan(
     rows: Sequence[Row],
@@ -399,8 +404,8 @@ def as_dict(
         "rows_dropped": [{"origin": str(one.origin), "reason": one.reason} for one in plan.dropped],
         "look": asdict(plan.look),
         "max_row_tokens": plan.budget.max_tokens,
-        "tokens": spread_of([one.measure.tokens for one in used]),
-        "tokens_total": sum(one.measure.tokens for one in used),
+        "tokens": spread_of(plan.lengths),
+        "tokens_total": sum(plan.lengths),
         "answer_tokens": spread_of([one.measure.answer_tokens for one in used]),
         "media_tokens": spread_of([one.measure.media_tokens for one in used]),
         "frames": spread_of([one.frames for one in used]),

@@ -16,6 +16,7 @@ from dataclasses import Field, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.processes import process_count
 from finetune.shelf import DEFAULT_FOLDER, DEFAULT_GIB
 from vidqa.config import SETTINGS, read_config
 from vidqa.engine_options import RANKS
@@ -238,3 +239,8 @@ def _read_file(config: str) -> dict[str, Any]:
         for name, value in content.items()
         if name in RECIPE
     }
+
+
+def rows_per_step(recipe: Recipe) -> int:
+    """Those of all processes of this training."""
+    return recipe.batch * recipe.accumulation * process_count()

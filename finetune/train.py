@@ -27,7 +27,7 @@ from finetune.identity import file_digest
 from finetune.order import Order, Outcome, Prepared, look_of
 from finetune.plan import Budget, Dropped, Plan, estimate, make_plan, shape_of
 from finetune.processes import is_first_process, process_count
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, rows_per_step
 from finetune.rows import Problem, Row
 from finetune.run_folder import (
     Run,
@@ -112,7 +112,7 @@ def run_of(order: Order, prepared: Prepared | None = None) -> Run:
         model=order.model,
         data=digests(order.data),
         eval_data=digests(order.eval_data),
-        batch=recipe.batch * recipe.accumulation * process_count(),
+        batch=rows_per_step(recipe),
         format=order.format,
         media_dir=str(order.media_dir) if order.media_dir else None,
         base_digest=base_digest(prepared.folder) if prepared else "",
@@ -252,7 +252,7 @@ def train(
         fitted = fit(
             model,
             prepared.rows,
-            [one.measure.tokens for one in prepared.plan.used],
+            prepared.plan.lengths,
             prepared.held_out if prepared.held_out_plan.used else None,
             prepared.encoder.pad_id,
             order.recipe,

@@ -36,7 +36,7 @@ from finetune.features import with_features  # noqa: E402
 from finetune.loss import answer_loss, answer_scores  # noqa: E402
 from finetune.model import checkpoints_activations, parameter_groups, precision_of  # noqa: E402
 from finetune.processes import process_count  # noqa: E402
-from finetune.recipe import Recipe  # noqa: E402
+from finetune.recipe import Recipe, rows_per_step  # noqa: E402
 from finetune.run_folder import CHECKPOINTS, mark_whole  # noqa: E402
 from finetune.sampler import StepsByLength  # noqa: E402
 
@@ -144,8 +144,7 @@ class VlmTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepsByLength:
-        rows_per_step = self.recipe.batch * self.recipe.accumulation * process_count()
-        self._order = StepsByLength(self._lengths, rows_per_step, self.recipe.seed)
+        self._order = StepsByLength(self._lengths, rows_per_step(self.recipe), self.recipe.seed)
         return self._order
 
     def create_optimizer(self, model: Any = None) -> Any:

@@ -27,6 +27,10 @@ from vidqa.errors import EngineError, MissingExtra
 PROGRAM = (sys.executable, str(REPOSITORY / "tests" / "fake_engine.py"))
 
 AN_INSTANT = 1e-9  # seconds: who is being answered is waited for, and nobody else
+IN_ITS_TURN = [
+    "waiting until nobody asks tiny; vidqa engine stop breaks it off",
+    "ending the engine that serves tiny",
+]
 
 
 @pytest.fixture
@@ -170,10 +174,7 @@ def test_a_running_answer_is_waited_for_before_another_engine_takes_its_place(
         (tmp_path / "answer").touch()
         assert answer.result(30).status_code == 200
         assert second.result(30).pid != first.pid
-    assert stages[:2] == [
-        "waiting until nobody asks tiny; vidqa engine stop breaks it off",
-        "ending the engine that serves tiny",
-    ]
+    assert stages[:2] == IN_ITS_TURN
 
 
 def test_who_was_answered_a_moment_ago_may_ask_again_before_that(
@@ -183,10 +184,7 @@ def test_who_was_answered_a_moment_ago_may_ask_again_before_that(
     start(options, folder)
     stages: list[str] = []
     start(EngineOptions(model=options.model, max_model_len=4096), folder, stages)
-    assert stages[:2] == [
-        "waiting until nobody asks tiny; vidqa engine stop breaks it off",
-        "ending the engine that serves tiny",
-    ]
+    assert stages[:2] == IN_ITS_TURN
 
 
 def test_one_that_stopped_answering_is_not_waited_for(

@@ -11,7 +11,6 @@ that is full or may not be written to costs time only. Knows nothing of videos.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -29,7 +28,6 @@ DEFAULT_MAX_BYTES = int(DEFAULT_GIB * 2**30)
 
 _SUFFIX = ".pictures"
 _UNDER_WAY = ".tmp"
-_LOCK = ".lock"
 _MAGIC = b"vidqa pictures 1"
 _HEAD = struct.Struct("<II")  # length of the JSON, checksum of all that follows it
 # A file under way for longer than this was left by a process that was killed.
@@ -87,20 +85,20 @@ class Shelf:
             self._written = 0
 
     def _trim(self) -> None:
-        """Deletes the longest unused where there is too much; one process at a time does it."""
-        with (self.folder / _LOCK).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        """Deletes the longest unused where there is too much.
+
+        Each process makes room for what it wrote itself: a lock would let the others write on
+        while its holder is held up. Those that do so at once delete the same files, so nothing is
+        lost by it, and no more than `_SLACK` and a file of each process are ever there too many.
+        """
+        total, files = self._files()
+        if total <= self.max_bytes:
+            return
+        for _, size, path in sorted(files):
+            path.unlink(missing_ok=True)
+            total -= size
+            if total <= (1 - 5 * _SLACK) * self.max_bytes:
                 return
-            total, files = self._files()
-            if total <= self.max_bytes:
-                return
-            for _, size, path in sorted(files):
-                path.unlink(missing_ok=True)
-                total -= size
-                if total <= (1 - 5 * _SLACK) * self.max_bytes:
-                    return
 
     def _files(self) -> tuple[int, list[tuple[int, int, Path]]]:
         """Bytes in all, and of each whole file the time of its last use, size and path."""

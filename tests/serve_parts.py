@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import httpx
 import uvicorn
 from fakes import FakeEmbedder
 from fastapi import FastAPI
+from waiting import until
 
 from vidqa.config import Settings
 from vidqa.library import Library
@@ -51,14 +51,6 @@ class Served:
     def ask(self, question: str, **more: object) -> httpx.Response:
         body = {"model": "vidqa", "messages": [{"role": "user", "content": question}]}
         return self.http.post("v1/chat/completions", json=body | more)
-
-
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Waits for something that another thread brings about."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import numpy as np
 import openai
 import pytest
 from serve_fixture import Asked, Films, Served, environment, serving
+from waiting import until
 
 from vidqa.config import Settings
 from vidqa.engine import EngineHandle, ensure_engine
@@ -31,7 +32,6 @@ from vidqa.wiring import engine_options
 
 pytestmark = pytest.mark.e2e
 
-DEADLINE_SECONDS = 30
 PLACE = {"type": "string", "enum": ["city", "room", "forest", "desert", "bay", "snow"]}
 
 
@@ -48,13 +48,6 @@ def ask(client: openai.OpenAI, question: str, **more: Any) -> Any:
 
 def text_of(completion: Any) -> str:
     return str(completion.choices[0].message.content)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- openai-python: answers

@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -30,6 +28,7 @@ from tests.media import (
     shot,
     truncate,
 )
+from tests.waiting import until
 from vidqa import clips
 from vidqa.clip_main import write_clip
 from vidqa.clip_pictures import Source, _plan_copy, clip_size
@@ -391,20 +390,12 @@ def target(tmp_path: Path) -> Path:
 
 def working(target: Path) -> int:
     """Waits for a process to write; its id."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        for name in os.listdir(target.parent):
-            if name.endswith(".part"):
-                return int(name.split(".")[-2])
-        time.sleep(0.01)
-    raise AssertionError("nothing was begun")
+    until(lambda: bool(parts(target)))
+    return int(parts(target)[0].split(".")[-2])
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+def parts(target: Path) -> list[str]:
+    return [name for name in os.listdir(target.parent) if name.endswith(".part")]
 
 
 def ended(pid: int) -> bool:
@@ -468,7 +459,7 @@ def test_no_process_and_no_file_outlive_a_killed_parent(slow_film: Film, target:
     pid = working(target)
     parent.kill()
     parent.wait()
-    assert wait_until(lambda: ended(pid))
+    until(lambda: ended(pid))
     assert os.listdir(target.parent) == []
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import REPOSITORY
+from waiting import until
 
 from vidqa import engine
 from vidqa.engine import EngineHandle, EngineOptions, ensure_engine
@@ -74,15 +75,6 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition: object, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():  # type: ignore[operator]
-            return True
-        time.sleep(0.02)
-    return False
 
 
 # ---------------------------------------------------------------- starting and sharing
@@ -164,11 +156,11 @@ def test_a_running_answer_is_waited_for_before_another_engine_takes_its_place(
         answer = pool.submit(
             httpx.post, f"{first.base_url}/chat/completions", headers=headers, timeout=30
         )
-        assert wait_until(lambda: engine._is_asked(state_of(folder)))
+        until(lambda: engine._is_asked(state_of(folder)))
         second = pool.submit(
             start, EngineOptions(model=options.model, max_model_len=4096), folder, stages
         )
-        assert wait_until(lambda: len(stages) > 0)
+        until(lambda: len(stages) > 0)
         time.sleep(0.2)
         assert runs(first.pid)
         (tmp_path / "answer").touch()
@@ -273,7 +265,7 @@ def test_who_only_looks_for_an_engine_starts_none(options: EngineOptions, folder
 def test_a_dead_engine_is_replaced(options: EngineOptions, folder: Path) -> None:
     first = start(options, folder)
     os.killpg(first.pid, signal.SIGKILL)
-    assert wait_until(lambda: not runs(first.pid))
+    until(lambda: not runs(first.pid))
     assert start(options, folder).pid != first.pid
 
 
@@ -324,14 +316,14 @@ def test_a_failed_start_tells_the_reason_and_the_last_lines_of_the_log(
 
 def test_it_stops_by_itself_when_nobody_asks(options: EngineOptions, folder: Path) -> None:
     handle = start(EngineOptions(model=options.model, idle_minutes=0.01), folder)
-    assert wait_until(lambda: not runs(handle.pid))
+    until(lambda: not runs(handle.pid))
     assert "nobody asked for 1 s, so the engine stops" in engine.logs(folder)
 
 
 def test_looking_at_it_does_not_keep_it_from_stopping(options: EngineOptions, folder: Path) -> None:
     handle = start(EngineOptions(model=options.model, idle_minutes=0.01), folder)
-    assert wait_until(lambda: engine.status(folder) is None)
-    assert wait_until(lambda: not runs(handle.pid))
+    until(lambda: engine.status(folder) is None)
+    until(lambda: not runs(handle.pid))
 
 
 # ---------------------------------------------------------------- stopping
@@ -343,7 +335,7 @@ def test_stop_ends_it_with_its_children(options: EngineOptions, folder: Path) ->
     assert runs(worker)
     assert engine.stop(folder)
     assert not runs(handle.pid)
-    assert wait_until(lambda: not runs(worker))
+    until(lambda: not runs(worker))
 
 
 def test_stop_ends_one_that_does_not_listen_as_a_whole_group(
@@ -354,7 +346,7 @@ def test_stop_ends_one_that_does_not_listen_as_a_whole_group(
     worker = worker_of(folder)
     os.kill(handle.pid, signal.SIGSTOP)
     assert engine.stop(folder)
-    assert wait_until(lambda: not runs(worker) and not runs(handle.pid))
+    until(lambda: not runs(worker) and not runs(handle.pid))
 
 
 def test_stop_without_an_engine_says_so(folder: Path) -> None:
@@ -383,7 +375,7 @@ def test_one_that_has_not_said_who_it_is_is_not_taken_for_the_one_before(
     try:
         with ThreadPoolExecutor(1) as pool:
             starting = pool.submit(start, options, folder)
-            assert wait_until(lambda: engine._is_alive(folder))
+            until(lambda: engine._is_alive(folder))
             assert engine.stop(folder)
             with pytest.raises(EngineError, match="it has ended"):
                 starting.result(30)

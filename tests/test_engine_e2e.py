@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from conftest import REPOSITORY
 from engine_fixture import small_engine
 from PIL import Image
 from tiny_models import ANSWERERS, make_answerer
+from waiting import until
 
 from vidqa import engine as managed
 from vidqa.engine import EngineHandle, EngineOptions, ensure_engine
@@ -69,13 +69,6 @@ def processes_of(group: int) -> list[int]:
     )
     rows = [line.split() for line in listed.stdout.splitlines()]
     return [int(pid) for pid, pgid, state in rows if int(pgid) == group and state[0] != "Z"]
-
-
-def all_end(group: int) -> bool:
-    deadline = time.monotonic() + 10
-    while processes_of(group) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not processes_of(group)
 
 
 # ---------------------------------------------------------------- the model is shown what we send
@@ -207,7 +200,7 @@ def test_an_engine_that_is_killed_leaves_no_process_behind(
 ) -> None:
     assert len(processes_of(engine.pid)) > 1
     os.kill(engine.pid, signal.SIGKILL)
-    assert all_end(engine.pid)
+    until(lambda: not processes_of(engine.pid))
     assert managed.status(engine_folder) is None
 
 
@@ -232,4 +225,4 @@ def test_an_architecture_of_the_real_models_is_served_and_ends_when_told(
     assert text
     assert prompt_tokens > 48
     assert managed.stop(engine_folder)
-    assert all_end(handle.pid)
+    until(lambda: not processes_of(handle.pid))

@@ -27,6 +27,7 @@ import pytest
 from fakes import FakeEmbedder, FakeEndpoint
 from PIL import Image
 from typer.testing import CliRunner
+from waiting import LIMIT_SECONDS
 
 from finetune.build import BuildOptions, Report, build, choose, read_questions
 from finetune.check import check
@@ -522,7 +523,7 @@ def test_a_run_that_is_ended_keeps_what_is_done_and_goes_on_from_there(
             text=True,
             env=environment,
         )
-        assert stuck.wait(60)
+        assert stuck.wait(LIMIT_SECONDS)
         process.send_signal(how)
         told, _ = process.communicate(timeout=60)
         assert process.returncode == code

@@ -12,6 +12,7 @@ import pytest
 from adapter_parts import make_adapter
 from fakes import FakeEndpoint
 from finetune_parts import asked, shown_of
+from waiting import LIMIT_SECONDS
 
 from finetune.answer_file import AnswerFile
 from finetune.infer import InferOptions, Kept, OpenClient, infer, made_by
@@ -73,7 +74,7 @@ def test_several_rows_are_asked_at_a_time_and_no_more_than_allowed() -> None:
             most[0] = max(most[0], now[0])
             if now[0] == 3:
                 all_there.set()
-        all_there.wait(10)
+        all_there.wait(LIMIT_SECONDS)
         with lock:
             now[0] -= 1
         return "red"

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from tests.media import (
     three_shots,
     truncate,
 )
+from tests.waiting import LIMIT_SECONDS, until
 from vidqa.errors import ModelError, UsageError
 from vidqa.ingest import IngestOptions, IngestProgress, ingest
 from vidqa.library import Library
@@ -404,13 +404,10 @@ def test_an_ended_run_loses_the_video_in_hand_only(
     workers = children(program.pid)
     assert workers
     program.send_signal(number)
-    program.wait(timeout=20)
+    program.wait(timeout=LIMIT_SECONDS)
     program.stdin.close()
     program.stdout.close()
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     assert names(library) == ["a.mp4"]
     assert states(run(library, folder)) == {
         "a.mp4": "skipped",

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from library_parts import RECIPE, SPEC, add, batch, jpeg, scenes, start_writer, vectors, video
 from numpy.typing import NDArray
+from waiting import LIMIT_SECONDS
 
 from vidqa import library as library_module
 from vidqa.errors import EmbedderMismatch, LibraryError, UsageError
@@ -459,7 +460,7 @@ def test_a_following_library_searches_what_another_process_has_added(library: Li
 
 def test_searches_of_several_threads_run_side_by_side(library: Library) -> None:
     add(library, "a")
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=LIMIT_SECONDS)
     index = library._index
 
     def search() -> None:

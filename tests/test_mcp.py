@@ -17,9 +17,10 @@ import pytest
 from fakes import FakeEmbedder, FakeEndpoint
 from mcp_parts import Agent, agent, data_of, text_of
 from PIL import Image
-from serve_parts import KEY, Served, served, until
+from serve_parts import KEY, Served, served
 from test_ask import add_film
 from test_server_chat import Endless
+from waiting import LIMIT_SECONDS, until
 
 from vidqa.errors import EngineError
 from vidqa.library import Library
@@ -344,7 +345,7 @@ def test_a_question_waits_for_the_model(library: Library, endpoint: FakeEndpoint
 
     def connect(tell: Any) -> Endpoint:
         tell("reading the weights")
-        assert started.wait(20)
+        assert started.wait(LIMIT_SECONDS)
         return Endpoint(endpoint.base_url, None, None)
 
     with (
@@ -366,7 +367,7 @@ def test_a_question_that_has_waited_long_is_told_to_come_again(library: Library)
     never = threading.Event()
 
     def connect(tell: Any) -> Endpoint:
-        never.wait(20)
+        never.wait(LIMIT_SECONDS)
         raise EngineError("ended")
 
     with served(library, "", connect=connect, wait=False) as server:
@@ -396,9 +397,9 @@ def test_a_call_that_is_cancelled_ends_the_work_of_the_model(library: Library) -
         agent(f"{server.url}mcp") as mine,
     ):
         asked = mine.start("ask_library", question="red")
-        assert pieces.begun.wait(20)
+        assert pieces.begun.wait(LIMIT_SECONDS)
         asked.cancel()
-        assert pieces.gone.wait(10), "the endpoint went on writing"
+        assert pieces.gone.wait(LIMIT_SECONDS), "the endpoint went on writing"
         until(lambda: 'answering"} 0.0' in server.http.get("metrics").text)
         # The connection goes on.
         assert data_of(mine.call("search_moments", query="red"))["moments"]
@@ -418,8 +419,8 @@ def test_a_client_of_2025_that_leaves_ends_the_work_of_the_model(library: Librar
         served(library, endpoint.base_url) as server,
     ):
         with server.http.stream("POST", "mcp", json=call, headers=ACCEPT):
-            assert pieces.begun.wait(20)
-        assert pieces.gone.wait(10), "the endpoint went on writing"
+            assert pieces.begun.wait(LIMIT_SECONDS)
+        assert pieces.gone.wait(LIMIT_SECONDS), "the endpoint went on writing"
         until(lambda: 'answering"} 0.0' in server.http.get("metrics").text)
 
 

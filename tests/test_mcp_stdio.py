@@ -16,6 +16,7 @@ from conftest import REPOSITORY
 from fakes import FakeEndpoint
 from mcp_parts import Agent, agent, arguments_of, command, data_of, text_of
 from test_server_chat import Endless
+from waiting import LIMIT_SECONDS
 
 from vidqa.config import Settings
 from vidqa.demo import films, world
@@ -131,9 +132,9 @@ def test_a_call_that_is_cancelled_ends_the_work_of_the_model(index: Path) -> Non
         agent(command(index, "--base-url", endpoint.base_url)) as mine,
     ):
         asked = mine.start("ask_library", question="Where is the yellow house?")
-        assert pieces.begun.wait(60)
+        assert pieces.begun.wait(LIMIT_SECONDS)
         asked.cancel()
-        assert pieces.gone.wait(10), "the endpoint went on writing"
+        assert pieces.gone.wait(LIMIT_SECONDS), "the endpoint went on writing"
         assert data_of(mine.call("list_videos"))["total"] == 1
 
 
@@ -186,10 +187,10 @@ def test_it_ends_in_the_middle_of_an_answer(index: Path) -> None:
             READY,
             call(2, "ask_library", question="Where is the yellow house?"),
         )
-        assert pieces.begun.wait(60)
+        assert pieces.begun.wait(LIMIT_SECONDS)
         process.communicate(timeout=60)
         assert process.returncode == 0
-        assert pieces.gone.wait(10), "the endpoint went on writing"
+        assert pieces.gone.wait(LIMIT_SECONDS), "the endpoint went on writing"
 
 
 def test_it_ends_quietly_when_nobody_reads(index: Path) -> None:
@@ -199,7 +200,7 @@ def test_it_ends_quietly_when_nobody_reads(index: Path) -> None:
         say(process.stdin, HELLO)
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(LIMIT_SECONDS) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
 

@@ -15,8 +15,9 @@ import httpx
 import pytest
 from conftest import REPOSITORY
 from fakes import FakeEmbedder, FakeEndpoint
-from serve_parts import KEY, Served, served, until
+from serve_parts import KEY, Served, served
 from test_ask import add_film
+from waiting import LIMIT_SECONDS, until
 
 from vidqa.children import environment
 from vidqa.library import Library
@@ -133,7 +134,7 @@ def proxied(
             transport=Named(verify=False),
             timeout=20,
         ) as client:
-            until(lambda: answers(client), 20)  # a certificate has to be made first
+            until(lambda: answers(client))  # a certificate has to be made first
             yield client, root
 
 
@@ -164,11 +165,11 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )
     try:
-        until(listens, 20)
+        until(listens)
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(LIMIT_SECONDS)
 
 
 Proxied = tuple[httpx.Client, str]

@@ -15,8 +15,9 @@ import pytest
 from fakes import FakeEmbedder, FakeEndpoint
 from markdown_it import MarkdownIt
 from PIL import Image
-from serve_parts import Served, served, until
+from serve_parts import Served, served
 from test_ask import add_film
+from waiting import LIMIT_SECONDS, until
 
 from vidqa.errors import EngineError
 from vidqa.library import Library
@@ -287,7 +288,7 @@ def test_a_client_that_goes_away_ends_the_work_of_the_model(library: Library) ->
             lines = response.iter_lines()
             for _ in range(5):
                 next(lines)
-        assert pieces.gone.wait(10), "the endpoint went on writing"
+        assert pieces.gone.wait(LIMIT_SECONDS), "the endpoint went on writing"
         until(lambda: 'answering"} 0.0' in server.http.get("metrics").text)
 
 
@@ -592,7 +593,7 @@ def test_while_the_engine_starts_a_client_is_told_when_to_come_again(library: Li
 
         def connect(tell: Any) -> Endpoint:
             tell("loading weights")
-            go.wait(10)
+            go.wait(LIMIT_SECONDS)
             return Endpoint(endpoint.base_url, None, None)
 
         with served(library, "", connect=connect, wait=False) as server:

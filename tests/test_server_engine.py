@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeEndpoint
+from waiting import LIMIT_SECONDS
 
 from vidqa.errors import EndpointError, EngineError, ModelError
 from vidqa.server.engine import Answerer
@@ -38,14 +39,14 @@ def watched(
         try:
             await body(answerer)
         finally:
-            await asyncio.wait_for(answerer.stop(), 5)
+            await asyncio.wait_for(answerer.stop(), LIMIT_SECONDS)
         return answerer
 
     return asyncio.run(run())
 
 
 async def becomes(answerer: Answerer, state: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_SECONDS):
         while answerer.state != state:
             await asyncio.sleep(0.005)
 
@@ -77,7 +78,7 @@ def test_what_is_waited_for_is_told() -> None:
     go = threading.Event()
 
     async def body(answerer: Answerer) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_SECONDS):
             while answerer.detail != "loading weights":
                 await asyncio.sleep(0.005)
         with pytest.raises(ApiError, match="does not answer yet: loading weights") as error:
@@ -90,7 +91,7 @@ def test_what_is_waited_for_is_told() -> None:
 
         def connect(tell: OnStage) -> Endpoint:
             tell("loading weights")
-            go.wait(10)
+            go.wait(LIMIT_SECONDS)
             return Endpoint(endpoint.base_url, None, None)
 
         watched(connect, body)
@@ -107,7 +108,7 @@ def test_one_that_is_lost_is_reached_again() -> None:
     async def body(answerer: Answerer) -> None:
         await becomes(answerer, "ready")
         await asyncio.to_thread(endpoints[0].__exit__, None, None, None)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_SECONDS):
             while len(used) < 2 or answerer.state != "ready":
                 await asyncio.sleep(0.005)
         assert await answerer.client().model() == "another"
@@ -130,7 +131,7 @@ def test_an_adapter_that_was_trained_again_is_loaded_without_a_pause() -> None:
             look_seconds=0.02,
         )
         await answerer.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_SECONDS):
             while changes:
                 await asyncio.sleep(0.005)
         assert answerer.adapter("birds") == "birds@2"
@@ -161,7 +162,7 @@ def test_an_adapter_that_is_not_there_is_asked_for_until_it_is(is_unloaded: bool
             look_seconds=0.02,
         )
         await answerer.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_SECONDS):
             while answerer.adapter("birds") != "birds@2":
                 await asyncio.sleep(0.005)
         await answerer.stop()
@@ -266,24 +267,22 @@ def test_one_that_serves_several_models_says_which_to_choose() -> None:
 
 @pytest.mark.parametrize("while_it", ["starts", "waits", "is ready"])
 def test_the_end_does_not_wait_for_it(while_it: str) -> None:
-    go = threading.Event()
+    go, far = threading.Event(), 10 * LIMIT_SECONDS
 
     async def body(answerer: Answerer) -> None:
         await becomes(answerer, {"starts": "starting", "waits": "failed"}.get(while_it, "ready"))
-        started = time.monotonic()
-        await answerer.stop()
-        assert time.monotonic() - started < 1
+        await asyncio.wait_for(answerer.stop(), LIMIT_SECONDS)
 
     with FakeEndpoint() as endpoint:
 
         def connect(tell: OnStage) -> Endpoint:
             if while_it == "starts":
-                go.wait(20)
+                go.wait(far)
             if while_it == "waits":
                 raise EngineError("no memory")
             return Endpoint(endpoint.base_url, None, None)
 
-        watched(connect, body, retry_seconds=60.0, look_seconds=60.0)
+        watched(connect, body, retry_seconds=far, look_seconds=far)
         go.set()
 
 

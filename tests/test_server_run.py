@@ -21,7 +21,8 @@ import pytest
 from fakes import FakeEmbedder, FakeEndpoint
 from fastapi import FastAPI
 from media import make_film, shot
-from serve_parts import KEY, until
+from serve_parts import KEY
+from waiting import LIMIT_SECONDS, until
 
 from vidqa.config import SETTINGS, Settings
 from vidqa.errors import EmbedderMismatch, UsageError, VidqaError
@@ -94,7 +95,7 @@ def library(tmp_path_factory: pytest.TempPathFactory, endpoint: FakeEndpoint) ->
     folder = tmp_path_factory.mktemp("run")
     film = make_film(folder / "a.mp4", [shot(1)]).path
     with serving("--index", folder / "library", "--base-url", endpoint.base_url) as (_, url):
-        until(lambda: httpx.get(f"{url}v1/videos").json()["data"] == [], 30)
+        until(lambda: httpx.get(f"{url}v1/videos").json()["data"] == [])
         arguments = ("ingest", "--config", "demo", "--index", folder / "library", film)
         done = subprocess.run(
             command(*arguments), env=environment(), capture_output=True, text=True, check=False
@@ -196,7 +197,7 @@ def test_a_running_answer_may_finish_and_then_it_ends(
             "stream": True,
             "vidqa": {"whole": video_id},
         }
-        until(lambda: httpx.get(f"{url}readyz").status_code == 200, 30)
+        until(lambda: httpx.get(f"{url}readyz").status_code == 200)
         with http.stream("POST", f"{url}v1/chat/completions", json=body) as response:
             assert response.status_code == 200, response.read()
             lines = response.iter_lines()
@@ -208,7 +209,7 @@ def test_a_running_answer_may_finish_and_then_it_ends(
             rest = "\n".join(lines)
         assert "word9" in rest
         assert "[DONE]" in rest
-        assert process.wait(20) == 0
+        assert process.wait(LIMIT_SECONDS) == 0
         assert process.stderr
         assert process.stderr.read() == ""
         with pytest.raises(httpx.ConnectError):

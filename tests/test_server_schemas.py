@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import json
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from waiting import times_dearer
 
 from vidqa.server.schemas import (
     MAX_TEXT_CHARACTERS,
@@ -36,12 +37,16 @@ def asked(content: Any) -> dict[str, Any]:
         (SearchRequest, {"query": "red"} | {str(n): 1 for n in range(MANY)}),
     ],
 )
-def test_many_faults_are_told_as_few(model: type[BaseModel], body: dict[str, Any]) -> None:
-    started = time.monotonic()
-    with pytest.raises(ValidationError) as error:
-        model.model_validate(body)
-    assert error.value.error_count() < 1000
-    assert time.monotonic() - started < 1.0
+def test_many_faults_are_told_as_few_and_cost_less_than_to_read_them(
+    model: type[BaseModel], body: dict[str, Any]
+) -> None:
+    def refuse() -> None:
+        with pytest.raises(ValidationError) as error:
+            model.model_validate(body)
+        assert error.value.error_count() < 1000
+
+    text = json.dumps(body)
+    assert times_dearer(refuse, lambda: json.loads(text)) < 2
 
 
 def test_a_message_in_parts_may_be_no_longer_than_one_in_a_piece() -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from fakes import FakeEmbedder, FakeEndpoint
 from numpy.typing import NDArray
-from serve_parts import Served, served, until
+from serve_parts import Served, served
 from test_ask import add_film
 from test_server_chat import picture
 from test_server_gate import error_of
+from waiting import LIMIT_SECONDS, until
 
 from vidqa.library import Library
 from vidqa.server.gateway import THREADS
@@ -160,7 +161,7 @@ def test_more_searches_than_may_wait_are_told_to_come_again(tmp_path: Path) -> N
 
     class Slow(FakeEmbedder):
         def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-            go.wait(20)
+            go.wait(LIMIT_SECONDS)
             return super().embed_texts(texts)
 
     library = Library.open(tmp_path / "library", FakeEmbedder.spec, create=True)

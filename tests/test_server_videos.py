@@ -18,9 +18,10 @@ import pytest
 from fakes import FakeEmbedder, FakeEndpoint
 from library_parts import start_writer
 from media import make_film, shot
-from serve_parts import Served, served, until
+from serve_parts import Served, served
 from test_ask import add_film
 from test_server_gate import error_of, raw
+from waiting import LIMIT_SECONDS, until
 
 from vidqa.ingest import ingest
 from vidqa.library import Library
@@ -264,7 +265,7 @@ def test_what_stands_in_a_files_place_is_not_opened_unless_it_is_a_file(
     video_id = server.http.get("v1/videos").json()["data"][0]["id"]
     film.unlink()
     os.mkfifo(film)
-    assert server.http.get(f"v1/videos/{video_id}/stream", timeout=5).status_code == 409
+    assert server.http.get(f"v1/videos/{video_id}/stream").status_code == 409
 
 
 # ---------------------------------------------------------------- frames
@@ -539,7 +540,7 @@ def test_what_another_process_takes_in_is_found_without_a_restart(
     with served(Library.open(made.folder, follow=True), endpoint.base_url) as server:
         assert len(server.http.get("v1/videos").json()["data"]) == 1
         writer = start_writer(made.folder, "more", 2)
-        assert writer.wait(60) == 0
+        assert writer.wait(LIMIT_SECONDS) == 0
         assert writer.stdout
         writer.stdout.close()
         names = {one["video"] for one in server.http.get("v1/videos").json()["data"]}
@@ -558,6 +559,6 @@ def test_a_client_that_stops_reading_does_not_stop_the_others(
         connection = socket.create_connection(("127.0.0.1", port))
         connection.sendall(f"GET /{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         idle.append(connection)
-    assert server.http.get("v1/videos", timeout=5).status_code == 200
+    assert server.http.get("v1/videos").status_code == 200
     for connection in idle:
         connection.close()

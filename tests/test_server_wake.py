@@ -7,6 +7,7 @@ from collections.abc import Callable
 import anyio
 import pytest
 from fakes import FakeEndpoint
+from waiting import LIMIT_SECONDS
 
 from vidqa.errors import EngineError
 from vidqa.server.engine import Answerer
@@ -16,7 +17,7 @@ from vidqa.wiring import Endpoint
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(LIMIT_SECONDS):
         while not holds():
             await anyio.sleep(0.01)
 

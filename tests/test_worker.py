@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.media import Format, add_subtitles, make_film, shot, three_shots
+from tests.waiting import until
 from vidqa.scenes import SceneOptions
 from vidqa.worker import Done, Failed, Job, Message, Progress, Samples, Worker, read_video
 
@@ -47,13 +47,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_for_end(pid: int, seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not alive(pid)
 
 
 def test_scenes_and_samples_of_a_film(tmp_path: Path) -> None:
@@ -246,7 +239,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     parent.wait()
     parent.stdin.close()
     parent.stdout.close()
-    assert wait_for_end(pid)
+    until(lambda: not alive(pid))
 
 
 def test_a_worker_loads_no_torch() -> None:

@@ -150,6 +150,7 @@ def test_the_environment_can_name_the_file(tmp_path: Path) -> None:
         ("k: true", "mine.yaml: k: True is not a whole number"),
         ("k: 2.5", r"mine.yaml: k: 2.5 is not a whole number"),
         ("k: 0", "mine.yaml: k: 0 is not allowed; 1 to 1000 is"),
+        ("max_pixels: 5", "max_pixels: 5 is not allowed; 3136 to 1003520 is"),
         ("sample_fps: .nan", "mine.yaml: sample_fps: nan is not a number"),
         ("keep_frames: 3", "mine.yaml: keep_frames: 3 is not true or false"),
         ("device: tpu", "device: tpu is not allowed; one of auto, cpu, cuda, mps is"),

@@ -32,9 +32,9 @@ class Bounds(NamedTuple):
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         if self.minimum is not None and self.maximum is not None:
-            return f"{self.minimum:g} to {self.maximum:g}"
+            return f"{self.minimum:.15g} to {self.maximum:.15g}"
         if self.minimum is not None:
-            return f"at least {self.minimum:g}"
+            return f"at least {self.minimum:.15g}"
         return ""
 
     def admit(self, value: object) -> bool:

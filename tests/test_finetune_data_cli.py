@@ -38,7 +38,7 @@ def test_the_help_of_format_names_every_format() -> None:
 def test_good_data_says_how_much_it_is(data: Path) -> None:
     done = vidqa("finetune", "check", "train.jsonl")
     assert (done.exit_code, done.stdout) == (0, "")
-    assert done.stderr == "1 rows, 0 problems\n"
+    assert done.stderr == "1 row, 0 problems\n"
 
 
 def test_problems_come_with_file_and_line_and_exit_code_1(data: Path) -> None:

@@ -294,7 +294,7 @@ def card_lines(found: Described) -> list[str]:
             ["made", card.created],
             ["versions", ", ".join(f"{name} {value}" for name, value in card.versions.items())],
         ]
-        rows += [["data", f"{one.file}, {_count(one.rows, 'row')}"] for one in card.data]
+        rows += [["data", f"{one.file}, {counted(one.rows, 'row')}"] for one in card.data]
         rows += [[name, _metrics(values)] for name, values in card.metrics.items()]
     rows.append(["state", found.problem or "can be served"])
     return columns([row for row in rows if row[1]])
@@ -330,24 +330,25 @@ def file_line(report: FileReport) -> str:
     if report.state != "ingested":
         return line
     speed = report.seconds_video / max(report.seconds_wall, 1e-3)
-    counts = f"{_count(report.scenes, 'scene')}, {_count(report.frames, 'frame')}"
+    counts = f"{counted(report.scenes, 'scene')}, {counted(report.frames, 'frame')}"
     return f"{line}  {clock(report.seconds_video)}, {counts}, {speed:.1f} x real time"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def summary_line(report: IngestReport) -> str:
     total = summary_json(report)
     counts = ", ".join(f"{total[name]} {name}" for name in ("ingested", "skipped", "failed"))
-    line = f"{_count(len(report.files), 'video')}: {counts}; in {report.seconds_wall:.1f} s"
+    line = f"{counted(len(report.files), 'video')}: {counts}; in {report.seconds_wall:.1f} s"
     fresh = [one for one in report.files if one.state == "ingested"]
     if not fresh:
         return line
     video_seconds = sum(one.seconds_video for one in fresh)
-    scenes = _count(sum(one.scenes for one in fresh), "scene")
-    frames = _count(sum(one.frames for one in fresh), "frame")
+    scenes = counted(sum(one.scenes for one in fresh), "scene")
+    frames = counted(sum(one.frames for one in fresh), "frame")
     speed = video_seconds / max(report.seconds_wall, 1e-3)
     return f"{line}, {scenes} and {frames} from {clock(video_seconds)} ({speed:.1f} x real time)"
 

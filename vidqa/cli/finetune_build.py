@@ -221,7 +221,7 @@ def _listener(run: Run, options: BuildOptions) -> Iterator[tuple[Listener, list[
 
 
 def _tell_scene(run: Run, outcome: Outcome) -> None:
-    from vidqa.output import name_of, seconds
+    from vidqa.output import counted, name_of, seconds
     from vidqa.prompt import time_range
 
     moment = outcome.moment
@@ -242,11 +242,13 @@ def _tell_scene(run: Run, outcome: Outcome) -> None:
     if outcome.error is not None:
         run.fail(f"failed    {where}: {outcome.error}")
     else:
-        run.note(f"{len(outcome.rows)} rows, {len(outcome.dropped)} dropped  {where}")
+        run.note(f"{counted(len(outcome.rows), 'row')}, {len(outcome.dropped)} dropped  {where}")
 
 
 def _facts(report: Report, options: BuildOptions) -> str:
-    facts = [f"{report.rows_before + report.rows} rows", f"{report.dropped.total()} dropped"]
+    from vidqa.output import counted
+
+    facts = [counted(report.rows_before + report.rows, "row"), f"{report.dropped.total()} dropped"]
     if report.failed:
         facts.append(f"{report.failed.total()} failed")
     facts.append(f"{report.spent.tokens:,} tokens")
@@ -258,6 +260,8 @@ def _facts(report: Report, options: BuildOptions) -> str:
 
 def _tell(run: Run, report: Report, options: BuildOptions, output: Path) -> None:
     """The sum of a run: an object, or lines."""
+    from vidqa.output import counted
+
     cost = options.cost(report.spent)
     if run.json:
         run.emit(
@@ -280,17 +284,19 @@ def _tell(run: Run, report: Report, options: BuildOptions, output: Path) -> None
             }
         )
         return
+    rows = counted(report.rows_before + report.rows, "row")
+    before = f" ({report.finished_before} were done before)" if report.finished_before else ""
     lines = [
-        f"{output}: {report.rows_before + report.rows} rows, {report.rows} of them new, from "
-        f"{report.finished} of {report.scenes} scenes"
-        + (f" ({report.finished_before} were done before)" if report.finished_before else ""),
-        f"asked {report.spent.requests} times: {report.spent.prompt_tokens:,} tokens read, "
-        f"{report.spent.completion_tokens:,} written" + ("" if cost is None else f", {cost:.4g}"),
+        f"{output}: {rows}, {report.rows} of them new, "
+        f"from {report.finished} of {counted(report.scenes, 'scene')}{before}",
+        f"asked {counted(report.spent.requests, 'time')}: {report.spent.prompt_tokens:,} tokens "
+        f"read, {report.spent.completion_tokens:,} written"
+        + ("" if cost is None else f", {cost:.4g}"),
     ]
     lines += [f"dropped {count}: {reason}" for reason, count in report.dropped.most_common()]
     lines += [f"failed {count}: {reason}" for reason, count in report.failed.most_common()]
     if report.stopped:
-        lines.append(f"stopped with {report.left} scenes left: {report.stopped}")
+        lines.append(f"stopped with {counted(report.left, 'scene')} left: {report.stopped}")
     run.say("\n".join(lines))
 
 
@@ -318,6 +324,7 @@ def review(
 
     from finetune.review import Review
     from finetune.review_server import ReviewServer
+    from vidqa.output import counted
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -329,7 +336,7 @@ def review(
         if run.json:
             run.emit({"event": "listening", "url": server.url, "output": str(rows.output)})
         else:
-            run.say(f"review {len(rows.rows)} rows at {server.url} (Ctrl-C ends it)")
+            run.say(f"review {counted(len(rows.rows), 'row')} at {server.url} (Ctrl-C ends it)")
         if browser and not run.json:
             webbrowser.open(server.url)
         before = signal.signal(signal.SIGTERM, interrupted)

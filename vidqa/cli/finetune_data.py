@@ -40,6 +40,7 @@ def check(
     """
     from finetune.check import check as look
     from finetune.formats import read
+    from vidqa.output import counted
 
     rows = [row for file in files for row in read(file, format, media_dir)]
     others = [row for file in held_out for row in read(file, format, media_dir)]
@@ -53,7 +54,7 @@ def check(
         for one in problems:
             run.say(str(one))
         if not run.quiet:
-            run.note(f"{count} rows, {len(problems)} problems")
+            run.note(f"{counted(count, 'row')}, {counted(len(problems), 'problem')}")
     if problems:
         raise typer.Exit(FAILED)
 
@@ -81,6 +82,7 @@ def convert(
     Rows that cannot be held, or cannot be read, are left out and named; the exit code is then 1.
     """
     from finetune.formats import read, write
+    from vidqa.output import counted
 
     rows = read(source, format, media_dir)
     # A dataset_info.json was read from the files that it names.
@@ -96,7 +98,7 @@ def convert(
         for message, count, first in _counted(problems):
             more = f" (and {count - 1} more)" if count > 1 else ""
             run.note(f"{first}{more}: {message}")
-        run.say(f"{written} of {len(rows)} rows written to {target}")
+        run.say(f"{written} of {counted(len(rows), 'row')} written to {target}")
     if left_out:
         raise typer.Exit(FAILED)
 

@@ -174,9 +174,11 @@ def _tell(run: Run, tally: Tally, output: Path | None) -> None:
 
 
 def _summary(tally: Tally) -> str:
-    parts = [f"{tally.answered} rows answered"]
+    from vidqa.output import counted
+
+    parts = [f"{counted(tally.answered, 'row')} answered"]
     parts += [f"{tally.known} known already"] if tally.known else []
     parts += [f"{tally.failed} failed; the next run tries them again"] if tally.failed else []
     if tally.cut_off:
-        parts.append(f"{tally.cut_off} answers cut off (--max-tokens)")
+        parts.append(f"{counted(tally.cut_off, 'answer')} cut off (--max-tokens)")
     return ", ".join(parts)

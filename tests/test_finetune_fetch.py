@@ -71,6 +71,17 @@ def test_a_crash_and_a_hang_cost_their_own_media_only(
     assert all(show_row(row(films[name]), LOOK, shelf) for name in ("a", "b", "c"))
 
 
+def test_a_reader_that_dies_between_two_media_costs_neither(tmp_path: Path) -> None:
+    media = [Media("video", (str(three_shots(tmp_path / f"{n}.mp4").path),)) for n in range(2)]
+    with fetch_module._Reader() as reader:
+        assert reader.read((media[0], LOOK, 4, Shelf(tmp_path / "shelf"))) is None
+        died = reader._process
+        assert died
+        died.kill()
+        died.wait()
+        assert reader.read((media[1], LOOK, 4, Shelf(tmp_path / "shelf"))) is None
+
+
 def test_nothing_to_fetch_starts_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from tests.media import (
     truncate,
 )
 from tests.waiting import LIMIT_SECONDS, until
+from vidqa import worker
 from vidqa.errors import ModelError, UsageError
 from vidqa.ingest import IngestOptions, IngestProgress, ingest
 from vidqa.library import Library
@@ -266,19 +267,21 @@ def test_a_folder_without_videos_is_an_empty_report(library: Library, folder: Pa
     assert run(library, folder).files == ()
 
 
-class Saboteur:
-    """Does something to the process that reads a given file, at its first sign of life."""
-
-    def __init__(self, name: str, number: int) -> None:
-        self._name, self._number = name, number
-        self.reports: list[FileReport] = []
-
-    def __call__(self, event: IngestProgress | FileReport) -> None:
-        if isinstance(event, FileReport):
-            self.reports.append(event)
-        elif Path(event.path).name == self._name:
-            for pid in children():
-                os.kill(pid, self._number)
+# A decoder that crashes at one file, and hangs at another, each after its first message.
+SABOTAGED = """
+import os, sys, time
+from vidqa import worker
+read = worker.read_video
+def sabotaged(job):
+    for message in read(job):
+        yield message
+        if job.path.endswith("crash.mp4"):
+            os.kill(os.getpid(), 11)
+        if job.path.endswith("hang.mp4"):
+            time.sleep(1000)
+worker.read_video = sabotaged
+worker.child(int(sys.argv[1]))
+"""
 
 
 def children(of: int | None = None) -> list[int]:
@@ -294,23 +297,43 @@ def children(of: int | None = None) -> list[int]:
     return found
 
 
-def test_a_crash_of_the_decoder_costs_that_file_only(library: Library, folder: Path) -> None:
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
+def test_a_crash_of_the_decoder_costs_that_file_only(
+    library: Library, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_CHILD", SABOTAGED)
+    for name in ("a.mp4", "crash.mp4", "d.mp4"):
         make_film(folder / name, [shot(2, ord(name[0]))])
-    saboteur = Saboteur("b.mp4", signal.SIGSEGV)
-    report = ingest([folder], library, MeanColour(), IngestOptions(workers=1), saboteur)
-    assert states(report) == {"a.mp4": "ingested", "b.mp4": "failed", "c.mp4": "ingested"}
+    report = ingest([folder], library, MeanColour(), IngestOptions(workers=1))
+    assert states(report) == {"a.mp4": "ingested", "crash.mp4": "failed", "d.mp4": "ingested"}
     assert "the decoder crashed (SIGSEGV)" in str(report.failures[0].error)
 
 
-def test_a_hung_decoder_is_ended(library: Library, folder: Path) -> None:
+def test_a_decoder_that_dies_between_two_files_costs_neither(
+    library: Library, folder: Path
+) -> None:
     for name in ("a.mp4", "b.mp4"):
         make_film(folder / name, [shot(2, ord(name[0]))])
-    saboteur = Saboteur("a.mp4", signal.SIGSTOP)
-    options = IngestOptions(workers=1, stall_seconds=5)
-    report = ingest([folder], library, MeanColour(), options, saboteur)
-    assert states(report) == {"a.mp4": "failed", "b.mp4": "ingested"}
-    assert "no progress for 5 s" in str(report.failures[0].error)
+
+    def kill_the_idle(event: IngestProgress | FileReport) -> None:
+        if isinstance(event, FileReport) and Path(event.path).name == "a.mp4":
+            (idle,) = children()
+            os.kill(idle, signal.SIGKILL)
+            until(lambda: children() == [])
+
+    report = ingest([folder], library, MeanColour(), IngestOptions(workers=1), kill_the_idle)
+    assert states(report) == {"a.mp4": "ingested", "b.mp4": "ingested"}
+
+
+def test_a_hung_decoder_is_ended(
+    library: Library, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_CHILD", SABOTAGED)
+    for name in ("hang.mp4", "i.mp4"):
+        make_film(folder / name, [shot(2, ord(name[0]))])
+    options = IngestOptions(workers=1, stall_seconds=10)
+    report = ingest([folder], library, MeanColour(), options)
+    assert states(report) == {"hang.mp4": "failed", "i.mp4": "ingested"}
+    assert "no progress for 10 s" in str(report.failures[0].error)
     assert children() == []
 
 

@@ -250,7 +250,7 @@ class _Run:
         return FileReport(path, state, seconds_video=video.duration_seconds)
 
     def _read(self, path: str, content: str, recipe: str) -> None:
-        worker = self._idle.pop() if self._idle else Worker()
+        worker = self._worker()
         take = _Take(path, content, recipe, worker, self._library.draft())
         self._takes[id(worker.connection)] = take
         spec = self._embedder.spec
@@ -266,6 +266,15 @@ class _Run:
                 batch_frames=self._options.batch_frames,
             )
         )
+
+    def _worker(self) -> Worker:
+        """One that waits for work. Any that died meanwhile died of no video: none is blamed."""
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.is_alive:
+                return worker
+            worker.close()
+        return Worker()
 
     def _listen(self) -> None:
         """Waits for the workers, takes one message from each that has one, ends the silent."""

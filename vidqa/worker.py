@@ -203,6 +203,10 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def submit(self, job: Job) -> None:
         """Hands over the next video; a child that is already dead shows in `receive`."""
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,6 +28,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [name for name in os.environ if name.startswith("VIDQA_")]:
     del os.environ[name]
+
+# hypothesis asserts times by default: how long an example and its making take.
+settings.register_profile("vidqa", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vidqa")
 
 pytest_plugins = ["engine_fixture", "serve_fixture"]
 

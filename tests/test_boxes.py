@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vidqa.boxes import (
@@ -112,7 +112,6 @@ def test_a_picture_is_resized_to_whole_tokens(
 
 
 @pytest.mark.e2e  # to import the processor takes most of a minute's quarter
-@settings(deadline=None)
 @given(
     width=st.integers(28, 3000),
     height=st.integers(28, 3000),
@@ -196,7 +195,6 @@ labels = st.text(
 ).filter(lambda text: "<|" not in text)
 
 
-@settings(deadline=None)
 @given(
     family=st.sampled_from(FAMILIES),
     things=st.lists(st.tuples(labels, boxes), min_size=1, max_size=4),
@@ -215,7 +213,6 @@ def test_what_was_written_is_read_back_within_the_grid(
             assert side == pytest.approx(true, abs=most + 1e-9)
 
 
-@settings(deadline=None)
 @given(family=st.sampled_from(FAMILIES), text=st.text())
 def test_any_text_can_be_read(family: Family, text: str) -> None:
     parse(family, text, SHOWN)
@@ -226,7 +223,6 @@ WORDS = [*"{}[](),", "1", "-2.5", "NaN", "999", "dog", "```json", "[1,2,30,40]",
 PIECES = st.sampled_from([*WORDS, *CONTROLS, '"', "'", "\\", " ", "\n", '"bbox_2d": ', '"label": '])
 
 
-@settings(deadline=None)
 @given(family=st.sampled_from(FAMILIES), pieces=st.lists(PIECES, max_size=40))
 def test_whatever_is_read_lies_in_the_picture(family: Family, pieces: list[str]) -> None:
     for _, box in parse(family, "".join(pieces), SHOWN):

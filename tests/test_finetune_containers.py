@@ -155,9 +155,7 @@ values = st.recursive(
 )
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.lists(
         st.dictionaries(st.sampled_from("abcd"), values, min_size=1), min_size=1, max_size=4

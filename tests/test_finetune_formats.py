@@ -994,9 +994,7 @@ def conversations(draw: st.DrawFn) -> Row:
     )
 
 
-written = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+written = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("format", CONVERSATIONS)

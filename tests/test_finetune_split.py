@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.rows import Media, Origin, Row, Turn
@@ -24,7 +24,6 @@ def names(rows: list[Row]) -> set[str]:
     return {path for row in rows for medium in row.media for path in medium.paths}
 
 
-@settings(deadline=None)
 @given(
     videos=st.lists(st.integers(0, 9), min_size=2, max_size=60).filter(lambda v: len(set(v)) > 1),
     fraction=st.floats(0.01, 0.99),

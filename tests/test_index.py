@@ -50,7 +50,7 @@ def test_equal_scores_come_in_order_of_id() -> None:
     assert ids.tolist() == [0, 2, 4, 6, 8, 10]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(
     allowed=st.sets(st.integers(0, 400), max_size=60),
     k=st.integers(1, 80),

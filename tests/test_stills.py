@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -159,7 +159,6 @@ def test_garbage_is_refused_in_one_line(garbage: bytes, magic: bytes) -> None:
     assert_image_or_one_line(magic + garbage)
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(IMAGE_FORMATS),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),

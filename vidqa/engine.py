@@ -74,6 +74,8 @@ HEALTH_SECONDS = 15.0
 STALL_SECONDS = 300.0
 # What a running answer gets to finish when the engine is told to end.
 STOP_SECONDS = 10.0
+# How long a process takes at most to say its id once it runs, or to be gone once it is killed.
+PROCESS_SECONDS = 10.0
 # A command that has the engine asks it within so long, and asks its next question; but for one that
 # decodes longer than that before it asks, and which then may lose it.
 PAUSE_SECONDS = 5.0
@@ -346,10 +348,11 @@ def _start(options: EngineOptions, digest: str, folder: Path, program: Sequence[
         log.replace(folder / "engine.previous.log")
     on_cpu = is_cpu_build()
     with (folder / "alive.lock").open("a") as lock, log.open("wb") as output:
+        # The id of the engine before may be another process's by now: nobody may take it for ours,
+        # and nobody does before the lock is held.
+        lock.truncate(0)
         # `status` may probe the lock at this very moment, so wait for it rather than fail.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # The id of the engine before may be another process's by now: nobody may take it for ours.
-        lock.truncate(0)
         idle_seconds = str(options.idle_minutes * 60)
         subprocess.run(
             [
@@ -397,7 +400,7 @@ def _end(folder: Path) -> None:
         return
     if pid:
         _signal(os.killpg, pid, signal.SIGKILL)
-    if not _gone(folder, STOP_SECONDS):
+    if not _gone(folder, PROCESS_SECONDS):
         raise EngineError(
             f"the engine, process {pid or 'unknown'}, does not end; see who holds it: "
             f"fuser -v {folder / 'alive.lock'}"
@@ -406,7 +409,7 @@ def _end(folder: Path) -> None:
 
 def _written_pid(folder: Path) -> int:
     """The id of the living engine, waited for where it has only just begun; 0 when none comes."""
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + PROCESS_SECONDS
     while not (pid := _pid(folder)) and _is_alive(folder) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS / 5)
     return pid

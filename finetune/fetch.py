@@ -132,9 +132,8 @@ class _Reader:
         return None
 
     def _started(self) -> tuple[Connection[Job, bool], subprocess.Popen[bytes]]:
-        if self._process is not None and self._process.poll() is not None:
-            self._end()  # it died between two media, of neither
-        if self._process is None or self._connection is None:
+        if self._process is None or self._connection is None or self._process.poll() is not None:
+            self._end()  # if it died between two media, then of neither
             self._process, self._connection = start(_CHILD)
         return self._connection, self._process
 

@@ -87,9 +87,9 @@ class Shelf:
     def _trim(self) -> None:
         """Deletes the longest unused where there is too much.
 
-        Each process makes room for what it wrote itself: a lock would let the others write on
-        while its holder is held up. Those that do so at once delete the same files, so nothing is
-        lost by it, and no more than `_SLACK` and a file of each process are ever there too many.
+        Each writer makes room for what it wrote itself: a lock would let the others write on while
+        its holder is held up. Those that do so at once delete the same files, but for one that was
+        put anew meanwhile, and no more than `_SLACK` and a file of each are ever there too many.
         """
         total, files = self._files()
         if total <= self.max_bytes:

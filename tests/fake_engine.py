@@ -47,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             ACTIVITY.end()
         models = [{"id": one} for one in [self.base, *self.loaded]]
         self._send(503 if MODE == "refuses" else 200 if allowed else 401, {"data": models})
+        if allowed and self.path != "/ping":
+            ACTIVITY.serve()  # its starter has seen it: from now on it stops when nobody asks
 
     def do_POST(self) -> None:
         ACTIVITY.begin()
@@ -117,7 +119,6 @@ def main(lock_fd: int, idle_seconds: float, flags: list[str]) -> None:
     Handler.base = flags[flags.index("--served-model-name") + 1]
     server = ThreadingHTTPServer(("127.0.0.1", int(flags[flags.index("--port") + 1])), Handler)
     say("Application startup complete")
-    ACTIVITY.serve()
     server.serve_forever(0.05)
 
 

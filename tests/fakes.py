@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,12 +73,13 @@ class FakeEndpoint:
     finish: str = "stop"
     fails_after: int | None = None  # sends an error event after so many pieces
     raw: bytes | None = None  # sent in place of the events
-    silent_seconds: float = 0.0  # before the first event
     lingers_seconds: float = 0.0  # after the end mark, with the connection open; until the end
     # What to say to each question, in place of `pieces`: a text, of which an empty one breaks off,
     # or a status to refuse it with.
     says: Callable[[dict[str, Any]], str | int] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
+    # Before the first event it waits for this, or for its end; one that is not set keeps silent.
+    may_speak: threading.Event | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
@@ -104,6 +104,8 @@ class FakeEndpoint:
     def stop(self) -> None:
         """Ends it; safe to repeat."""
         self.ended.set()
+        if self.may_speak is not None:
+            self.may_speak.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -167,7 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _stream(self, pieces: Sequence[str], cut: bool = False) -> None:
-        time.sleep(self.told.silent_seconds)
+        if self.told.may_speak is not None:
+            self.told.may_speak.wait()
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         if self.told.breaks_after is not None:

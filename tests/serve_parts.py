@@ -19,7 +19,7 @@ import httpx
 import uvicorn
 from fakes import FakeEmbedder
 from fastapi import FastAPI
-from waiting import until
+from waiting import LIMIT_SECONDS, until
 
 from vidqa.config import Settings
 from vidqa.library import Library
@@ -81,6 +81,7 @@ def served(
             app,
             log_level="error",
             timeout_graceful_shutdown=5,
+            timeout_keep_alive=600,  # a client may be about to use its connection again
             root_path=chosen.root_path or "",
             **PROTOCOL,
         )
@@ -89,7 +90,7 @@ def served(
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
         try:
-            with httpx.Client(base_url=url, timeout=20) as http:
+            with httpx.Client(base_url=url, timeout=LIMIT_SECONDS) as http:
                 until(lambda: server.started)
                 running = Served(url, gateway, http, app)
                 if wait:

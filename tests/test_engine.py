@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import REPOSITORY
-from waiting import until
+from waiting import LIMIT_SECONDS, until
 
 from vidqa import engine
 from vidqa.engine import EngineHandle, EngineOptions, ensure_engine
@@ -84,8 +84,8 @@ def test_an_engine_starts_and_answers_under_its_key(options: EngineOptions, fold
     handle = start(options, folder)
     headers = {"Authorization": f"Bearer {handle.api_key}"}
     url = handle.base_url.removesuffix("/v1") + "/health"
-    assert httpx.get(url, headers=headers).status_code == 200
-    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, headers=headers, timeout=LIMIT_SECONDS).status_code == 200
+    assert httpx.get(url, timeout=LIMIT_SECONDS).status_code == 401
 
 
 def test_it_listens_on_loopback_alone(options: EngineOptions, folder: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_running_answer_is_waited_for_before_another_engine_takes_its_place(
     stages: list[str] = []
     with ThreadPoolExecutor(2) as pool:
         answer = pool.submit(
-            httpx.post, f"{first.base_url}/chat/completions", headers=headers, timeout=30
+            httpx.post, f"{first.base_url}/chat/completions", headers=headers, timeout=LIMIT_SECONDS
         )
         until(lambda: engine._is_asked(state_of(folder)))
         second = pool.submit(
@@ -164,27 +164,33 @@ def test_a_running_answer_is_waited_for_before_another_engine_takes_its_place(
         time.sleep(0.2)
         assert runs(first.pid)
         (tmp_path / "answer").touch()
-        assert answer.result(30).status_code == 200
-        assert second.result(30).pid != first.pid
+        assert answer.result(LIMIT_SECONDS).status_code == 200
+        assert second.result(LIMIT_SECONDS).pid != first.pid
     assert stages[:2] == IN_ITS_TURN
 
 
 def test_who_was_answered_a_moment_ago_may_ask_again_before_that(
     options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(engine, "PAUSE_SECONDS", LIMIT_SECONDS)
     start(options, folder)
     stages: list[str] = []
-    start(EngineOptions(model=options.model, max_model_len=4096), folder, stages)
+
+    def on_stage(stage: str) -> None:
+        stages.append(stage)
+        monkeypatch.setattr(engine, "PAUSE_SECONDS", AN_INSTANT)
+
+    other = EngineOptions(model=options.model, max_model_len=4096)
+    ensure_engine(other, folder, on_stage, program=PROGRAM)
     assert stages[:2] == IN_ITS_TURN
 
 
 def test_one_that_stopped_answering_is_not_waited_for(
     options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "HEALTH_SECONDS", 0.3)
-    monkeypatch.setattr(engine, "STOP_SECONDS", 0.5)
     first = start(options, folder)
+    monkeypatch.setattr(engine, "HEALTH_SECONDS", 1.0)
+    monkeypatch.setattr(engine, "STOP_SECONDS", 0.5)
     os.kill(first.pid, signal.SIGSTOP)
     other = EngineOptions(model=options.model, max_model_len=4096)
     assert start(other, folder).pid != first.pid
@@ -272,9 +278,9 @@ def test_a_dead_engine_is_replaced(options: EngineOptions, folder: Path) -> None
 def test_a_stopped_engine_is_replaced(
     options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "HEALTH_SECONDS", 0.3)
-    monkeypatch.setattr(engine, "STOP_SECONDS", 0.5)
     first = start(options, folder)
+    monkeypatch.setattr(engine, "HEALTH_SECONDS", 1.0)
+    monkeypatch.setattr(engine, "STOP_SECONDS", 0.5)
     os.kill(first.pid, signal.SIGSTOP)
     stages: list[str] = []
     assert start(options, folder, stages).pid != first.pid
@@ -334,8 +340,7 @@ def test_stop_ends_it_with_its_children(options: EngineOptions, folder: Path) ->
     worker = worker_of(folder)
     assert runs(worker)
     assert engine.stop(folder)
-    assert not runs(handle.pid)
-    until(lambda: not runs(worker))
+    until(lambda: not runs(worker) and not runs(handle.pid))
 
 
 def test_stop_ends_one_that_does_not_listen_as_a_whole_group(
@@ -367,6 +372,7 @@ def test_one_that_has_not_said_who_it_is_is_not_taken_for_the_one_before(
     options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE", "late")
+    monkeypatch.setenv("FAKE_ENGINE_WAITS_FOR", str(folder / "nothing"))  # it is never ready
     engine.private_folder(folder)
     stranger = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
@@ -378,7 +384,7 @@ def test_one_that_has_not_said_who_it_is_is_not_taken_for_the_one_before(
             until(lambda: engine._is_alive(folder))
             assert engine.stop(folder)
             with pytest.raises(EngineError, match="it has ended"):
-                starting.result(30)
+                starting.result(LIMIT_SECONDS)
         assert stranger.poll() is None
     finally:
         stranger.kill()

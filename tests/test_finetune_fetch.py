@@ -85,7 +85,7 @@ def test_a_reader_that_dies_between_two_media_costs_neither(tmp_path: Path) -> N
 def test_nothing_to_fetch_starts_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(fetch_module, "subprocess")
+    monkeypatch.delattr(fetch_module, "start")
     assert fetch([row(), row(*[Path("a.mp4")] * 9)], LOOK, Shelf(tmp_path), 4) == {}
 
 

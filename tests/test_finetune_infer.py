@@ -207,19 +207,20 @@ def breaking(after: int) -> Callable[[dict[str, Any]], str]:
 
 
 def test_a_run_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    one_by_one = replace(OPTIONS, at_once=1)
     data = tmp_path / "rows.jsonl"
     data.write_text("rows")
     path = tmp_path / "answers.jsonl"
-    follows = made_by([data], "fake-vl", None, OPTIONS)
+    follows = made_by([data], "fake-vl", None, one_by_one)
     with (
         FakeEndpoint(says=breaking(11)) as endpoint,
         AnswerFile(path, follows) as file,
         pytest.raises(EndpointError, match="broke off"),
     ):
-        infer(rows(30), opener(endpoint), shown_of, OPTIONS, file)
+        infer(rows(30), opener(endpoint), shown_of, one_by_one, file)
     with FakeEndpoint(says=number) as endpoint:
         with AnswerFile(path, follows) as file:
-            tally = infer(rows(30), opener(endpoint), shown_of, OPTIONS, file)
+            tally = infer(rows(30), opener(endpoint), shown_of, one_by_one, file)
             file.finish()
         assert len(endpoint.requests) == 30 - tally.known
     assert tally.known == 11

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from media import make_film, shot
 from PIL import Image
+from waiting import LIMIT_SECONDS
 
 from finetune.formats import read
 from finetune.review import Review, is_editable
@@ -312,7 +313,7 @@ def test_pages_elsewhere_get_nothing_and_decide_nothing(
 def test_without_the_token_there_is_nothing(server: ReviewServer) -> None:
     parts = urlsplit(server.url)
     for path in ("/", "/rows", "/wrong/rows", parts.path.rstrip("/"), f"{parts.path[:-2]}/rows"):
-        assert httpx.get(f"http://{parts.netloc}{path}").status_code == 404
+        assert httpx.get(f"http://{parts.netloc}{path}", timeout=LIMIT_SECONDS).status_code == 404
 
 
 def test_a_form_of_another_page_decides_nothing(client: httpx.Client, review: Review) -> None:
@@ -343,9 +344,11 @@ def test_the_command_serves_until_it_is_interrupted(path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
-        httpx.post(f"{told['url']}rows/0", json={"state": "kept"}).raise_for_status()
+        httpx.post(
+            f"{told['url']}rows/0", json={"state": "kept"}, timeout=LIMIT_SECONDS
+        ).raise_for_status()
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 0
     summary = json.loads(out)
     assert (summary["event"], summary["kept"], summary["open"]) == ("summary", 1, 2)

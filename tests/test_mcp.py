@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -428,13 +429,19 @@ def test_a_long_answer_is_heard_of_in_between(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vidqa.server.mcp.PROGRESS_SECONDS", 0.1)
+    go = threading.Event()
     with (
-        FakeEndpoint(silent_seconds=1.0) as endpoint,
+        FakeEndpoint(may_speak=go) as endpoint,
         served(library, endpoint.base_url) as server,
         agent(f"{server.url}mcp") as mine,
+        ThreadPoolExecutor(1) as pool,
     ):
-        mine.call("ask_library", question="red")
-    assert mine.told.count("the model looks at 1 moment") > 3
+        answer = pool.submit(mine.call, "ask_library", question="red")
+        try:
+            until(lambda: mine.told.count("the model looks at 1 moment") > 3)
+        finally:
+            go.set()
+        answer.result()
 
 
 # ---------------------------------------------------------------- HTTP

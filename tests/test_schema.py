@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 from serve_parts import Served, described, served
+from waiting import LIMIT_SECONDS
 
 from vidqa.errors import VideoError
 from vidqa.ingest import IngestOptions, ingest
@@ -109,7 +110,7 @@ def known(server: Served) -> dict[str, str]:
 def test_no_request_that_can_be_made_up_is_an_error_of_the_server(
     case: Any, server: Served
 ) -> None:
-    case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=20)
+    case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=LIMIT_SECONDS)
 
 
 # A clip is a process that takes most of a second: one of them is asked for elsewhere.
@@ -118,7 +119,7 @@ def test_nor_is_one_that_leads_to_what_is_there(
     case: Any, server: Served, known: dict[str, str]
 ) -> None:
     aim(case, known)
-    case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=20)
+    case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=LIMIT_SECONDS)
 
 
 def test_the_description_tells_the_type_of_what_is_no_json() -> None:

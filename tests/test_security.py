@@ -132,7 +132,7 @@ def proxied(
             verify=False,
             headers={"Host": f"films.example:{port}"},
             transport=Named(verify=False),
-            timeout=20,
+            timeout=LIMIT_SECONDS,
         ) as client:
             until(lambda: answers(client))  # a certificate has to be made first
             yield client, root

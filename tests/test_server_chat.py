@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -235,57 +236,67 @@ def test_what_the_model_refuses_is_refused_before_the_stream_begins(library: Lib
 
 def test_a_slow_model_does_not_keep_the_moments_back(library: Library) -> None:
     with (
-        FakeEndpoint(silent_seconds=2.0) as endpoint,
+        FakeEndpoint(may_speak=threading.Event()) as endpoint,
         served(library, endpoint.base_url) as server,
-        server.http.stream(
-            "POST",
-            "v1/chat/completions",
-            json={"messages": [{"role": "user", "content": "red"}], "stream": True},
-        ) as response,
+        streaming(server) as lines,
     ):
-        first = next(response.iter_lines())
+        first = next(line for line in lines if line.startswith("data: "))
     assert "moments" in first
     assert "content" in first
     assert "It is red" not in first
 
 
+@pytest.mark.parametrize("has_begun", [False, True])
 def test_a_stream_that_waits_says_so_from_time_to_time(
-    library: Library, monkeypatch: pytest.MonkeyPatch
+    library: Library, monkeypatch: pytest.MonkeyPatch, has_begun: bool
 ) -> None:
-    monkeypatch.setattr(chat, "PING_SECONDS", 0.3)
+    monkeypatch.setattr(chat, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(chat, "REFUSAL_SECONDS", 0.0 if has_begun else LIMIT_SECONDS)
+    go = threading.Event()
     with (
-        FakeEndpoint(silent_seconds=2.0) as endpoint,
+        FakeEndpoint(may_speak=go) as endpoint,
         served(library, endpoint.base_url) as server,
+        streaming(server) as lines,
     ):
-        text = server.ask("red", stream=True).text
-    first, _, rest = text.partition("data: ")
-    assert first.count(": waiting\n\n") >= 1
-    assert rest.count(": waiting\n\n") >= 2
-    assert text.endswith("data: [DONE]\n\n")
+        if has_begun:
+            assert "moments" in next(line for line in lines if line.startswith("data: "))
+        heard = [line for _, line in zip(range(4), lines, strict=False)]
+        go.set()
+        assert set(heard) == {": waiting", ""}
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+
+
+@contextmanager
+def streaming(server: Served) -> Iterator[Iterator[str]]:
+    """The lines of an answer, as they come."""
+    body = {"messages": [{"role": "user", "content": "red"}], "stream": True}
+    with server.http.stream("POST", "v1/chat/completions", json=body) as response:
+        assert response.status_code == 200
+        yield response.iter_lines()
 
 
 def test_what_fails_once_a_stream_has_begun_is_an_error_event(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat, "PING_SECONDS", 0.1)
-    monkeypatch.setattr(chat, "REFUSAL_SECONDS", 5.0)
+    monkeypatch.setattr(chat, "REFUSAL_SECONDS", LIMIT_SECONDS)
+    go = threading.Event()
     with (
-        FakeEndpoint(silent_seconds=0.5, fails_after=0) as endpoint,
+        FakeEndpoint(may_speak=go, fails_after=0) as endpoint,
         served(library, endpoint.base_url) as server,
+        streaming(server) as lines,
     ):
-        response = server.ask("red", stream=True)
-    assert response.status_code == 200
-    assert response.text.startswith(": waiting")
-    assert "out of memory" in response.text
-    assert "[DONE]" not in response.text
+        assert next(lines) == ": waiting"
+        go.set()
+        text = "\n".join(lines)
+    assert "out of memory" in text
+    assert "[DONE]" not in text
 
 
 def test_a_client_that_goes_away_ends_the_work_of_the_model(library: Library) -> None:
     pieces = Endless()
     with FakeEndpoint(pieces=pieces) as endpoint, served(library, endpoint.base_url) as server:
-        body = {"messages": [{"role": "user", "content": "red"}], "stream": True}
-        with server.http.stream("POST", "v1/chat/completions", json=body) as response:
-            lines = response.iter_lines()
+        with streaming(server) as lines:
             for _ in range(5):
                 next(lines)
         assert pieces.gone.wait(LIMIT_SECONDS), "the endpoint went on writing"
@@ -624,8 +635,9 @@ def test_an_engine_that_does_not_start_is_told_with_its_reason(library: Library)
 
 
 def test_who_comes_after_a_full_queue_is_told_to_come_again(library: Library) -> None:
+    go = threading.Event()
     with (
-        FakeEndpoint(silent_seconds=1.0) as endpoint,
+        FakeEndpoint(may_speak=go) as endpoint,
         served(library, endpoint.base_url, max_answers=1, max_queue=1) as server,
     ):
         statuses: list[int] = []
@@ -640,6 +652,7 @@ def test_who_comes_after_a_full_queue_is_told_to_come_again(library: Library) ->
         damaged = {"type": "image_url", "image_url": {"url": "data:image/png;base64,%%%"}}
         messages = [{"role": "user", "content": [{"type": "text", "text": "red"}, damaged]}]
         refused = server.http.post("v1/chat/completions", json={"messages": messages})
+        go.set()
         for thread in threads:
             thread.join()
     assert statuses == [200, 200]

@@ -185,7 +185,7 @@ def test_after_an_answer_that_failed_it_is_looked_at_at_once() -> None:
         await becomes(answerer, "failed")
 
     endpoint = FakeEndpoint().__enter__()
-    watched(at(endpoint), body, look_seconds=60.0)
+    watched(at(endpoint), body, look_seconds=10 * LIMIT_SECONDS)
 
 
 def test_one_that_does_not_start_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:

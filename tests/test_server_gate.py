@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 from serve_parts import KEY, Served, served
 from starlette.routing import Mount, Route
 from test_ask import add_film
+from waiting import LIMIT_SECONDS
 
 from vidqa.errors import LibraryBusy, LibraryError, VidqaError
 from vidqa.library import Library
@@ -150,7 +151,7 @@ def raw(server: Served, request: str | bytes) -> tuple[int, bytes]:
     """Status and everything that is answered to these very bytes."""
     port = httpx.URL(server.url).port
     assert port
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_SECONDS) as connection:
         connection.sendall(request.encode() if isinstance(request, str) else request)
         answer = b""
         while piece := connection.recv(65536):
@@ -162,7 +163,7 @@ def test_a_websocket_is_not_accepted(locked: Served) -> None:
     head = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     more = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
     port = httpx.URL(locked.url).port
-    with socket.create_connection(("127.0.0.1", port or 0), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port or 0), timeout=LIMIT_SECONDS) as connection:
         connection.sendall(f"{head}{more}\r\n".encode())
         assert b" 101 " not in connection.recv(65536).split(b"\r\n")[0]
 
@@ -172,14 +173,14 @@ def test_a_websocket_is_not_accepted(locked: Served) -> None:
 
 @pytest.fixture(scope="module")
 def cookie(locked: Served) -> dict[str, str]:
-    response = httpx.post(f"{locked.url}v1/session", headers=BEARER)
+    response = httpx.post(f"{locked.url}v1/session", headers=BEARER, timeout=LIMIT_SECONDS)
     return {"Cookie": f"{COOKIE}={response.cookies[COOKIE]}"}
 
 
 def test_a_key_is_traded_for_a_cookie_that_scripts_and_other_sites_do_not_get(
     locked: Served,
 ) -> None:
-    response = httpx.post(f"{locked.url}v1/session", headers=BEARER)
+    response = httpx.post(f"{locked.url}v1/session", headers=BEARER, timeout=LIMIT_SECONDS)
     made = response.headers["set-cookie"]
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(made.split("; "))
     assert KEY not in made
@@ -187,7 +188,7 @@ def test_a_key_is_traded_for_a_cookie_that_scripts_and_other_sites_do_not_get(
 
 
 def test_without_keys_the_session_is_answered_without_a_cookie(server: Served) -> None:
-    response = httpx.post(f"{server.url}v1/session")
+    response = httpx.post(f"{server.url}v1/session", timeout=LIMIT_SECONDS)
     assert response.status_code == 200
     assert "set-cookie" not in response.headers
 
@@ -208,14 +209,14 @@ def test_a_cookie_is_found_among_those_of_other_servers(
 ) -> None:
     path = f"{locked.url}v1/frames/{'0' * 16}/1.jpg"
     odd = f'a b=c; state={{"x": [1]}}; {COOKIE}=forged.1.x; {cookie["Cookie"]}; ;=;z'
-    assert httpx.get(path, headers={"Cookie": odd}).status_code == 404
+    assert httpx.get(path, headers={"Cookie": odd}, timeout=LIMIT_SECONDS).status_code == 404
 
 
 @pytest.mark.parametrize("value", ["", "alice", "alice.1.x", "alice." + "9" * 5000 + ".x", "\xff"])
 def test_a_forged_cookie_opens_nothing(locked: Served, value: str) -> None:
     path = f"{locked.url}v1/frames/{'0' * 16}/1.jpg"
     headers = {"Cookie": f"{COOKIE}={value}".encode("latin-1")}
-    assert httpx.get(path, headers=headers).status_code == 401
+    assert httpx.get(path, headers=headers, timeout=LIMIT_SECONDS).status_code == 401
 
 
 # ---------------------------------------------------------------- browsers
@@ -370,7 +371,7 @@ def test_a_length_that_is_none_is_refused(small: Served, header: str) -> None:
 
 def test_a_head_without_end_is_cut_off(small: Served) -> None:
     port = httpx.URL(small.url).port or 0
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_SECONDS) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         lines = b"X: " + b"a" * 8000 + b"\r\n"
         with pytest.raises(ConnectionError):
@@ -388,7 +389,7 @@ def test_who_asks_too_often_is_told_when_to_come_again(
     assert statuses == [200, 200]
     assert refused.status_code == 429
     assert error_of(refused)["code"] == "rate_limit_exceeded"
-    assert 25 <= int(refused.headers["retry-after"]) <= 30
+    assert 1 <= int(refused.headers["retry-after"]) <= 30
     assert looked.status_code == 200
 
 
@@ -578,7 +579,7 @@ def test_an_error_tells_no_path_of_this_machine(
 
 
 def test_who_may_not_ask_learns_of_the_engine_only_whether_it_is_ready(locked: Served) -> None:
-    assert httpx.get(f"{locked.url}readyz").json() == {"status": "ready"}
+    assert httpx.get(f"{locked.url}readyz", timeout=LIMIT_SECONDS).json() == {"status": "ready"}
 
 
 def test_no_path_of_a_client_becomes_a_label_of_the_figures(server: Served) -> None:
@@ -619,16 +620,17 @@ def test_the_key_is_wanted_below_a_root_path_as_well(below: Served) -> None:
 
 
 def test_the_cookie_is_for_the_root_path_alone_and_opens_media_there(below: Served) -> None:
-    response = httpx.post(f"{below.url}v1/session", headers=BEARER)
+    response = httpx.post(f"{below.url}v1/session", headers=BEARER, timeout=LIMIT_SECONDS)
     assert "Path=/vidqa" in response.headers["set-cookie"]
     headers = {"Cookie": f"{COOKIE}={response.cookies[COOKIE]}"}
-    frame = httpx.get(f"{below.url}v1/frames/{'0' * 16}/1.jpg", headers=headers)
+    address = f"{below.url}v1/frames/{'0' * 16}/1.jpg"
+    frame = httpx.get(address, headers=headers, timeout=LIMIT_SECONDS)
     assert frame.status_code == 404
 
 
 def test_over_tls_the_cookie_is_for_tls_alone(locked: Served) -> None:
     headers = {**BEARER, "X-Forwarded-Proto": "https"}
-    response = httpx.post(f"{locked.url}v1/session", headers=headers)
+    response = httpx.post(f"{locked.url}v1/session", headers=headers, timeout=LIMIT_SECONDS)
     assert "Secure" in response.headers["set-cookie"]
 
 
@@ -651,7 +653,7 @@ def test_a_browser_shows_the_docs_and_loads_nothing_from_elsewhere(locked: Serve
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda one: complaints.append(one.text) if one.type == "error" else None)
         page.goto(f"{locked.url}docs")
-        page.get_by_text("/v1/chat/completions").first.wait_for(timeout=15_000)
+        page.get_by_text("/v1/chat/completions").first.wait_for(timeout=60_000)
         browser.close()
     elsewhere = [url for url in asked if not url.startswith((locked.url, "data:"))]
     assert elsewhere == []

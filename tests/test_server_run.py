@@ -95,14 +95,14 @@ def library(tmp_path_factory: pytest.TempPathFactory, endpoint: FakeEndpoint) ->
     folder = tmp_path_factory.mktemp("run")
     film = make_film(folder / "a.mp4", [shot(1)]).path
     with serving("--index", folder / "library", "--base-url", endpoint.base_url) as (_, url):
-        until(lambda: httpx.get(f"{url}v1/videos").json()["data"] == [])
+        until(lambda: httpx.get(f"{url}v1/videos", timeout=LIMIT_SECONDS).json()["data"] == [])
         arguments = ("ingest", "--config", "demo", "--index", folder / "library", film)
         done = subprocess.run(
             command(*arguments), env=environment(), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         # No restart, no wait: it is there with the next request.
-        assert len(httpx.get(f"{url}v1/videos").json()["data"]) == 1
+        assert len(httpx.get(f"{url}v1/videos", timeout=LIMIT_SECONDS).json()["data"]) == 1
     return folder / "library"
 
 
@@ -120,13 +120,18 @@ def test_two_workers_answer_and_share_their_figures(library: Path, endpoint: Fak
         assert httpx.get(f"{url}v1/models", timeout=30).status_code == 401
         until(lambda: len(children(process.pid)) >= 2)
         for _ in range(20):
-            assert httpx.get(f"{url}v1/models", headers=headers).status_code == 200
+            assert (
+                httpx.get(f"{url}v1/models", headers=headers, timeout=LIMIT_SECONDS).status_code
+                == 200
+            )
         for _ in range(4):  # whichever of the two is asked
-            figures = httpx.get(f"{url}metrics", headers=headers).text
+            figures = httpx.get(f"{url}metrics", headers=headers, timeout=LIMIT_SECONDS).text
             assert 'vidqa_requests_total{route="/v1/models",status="200"} 20.0' in figures
-        job = httpx.post(f"{url}v1/videos?name=x.mp4", headers=headers, content=b"x").json()
+        job = httpx.post(
+            f"{url}v1/videos?name=x.mp4", headers=headers, content=b"x", timeout=LIMIT_SECONDS
+        ).json()
         for _ in range(4):
-            found = httpx.get(f"{url}v1/jobs/{job['id']}", headers=headers)
+            found = httpx.get(f"{url}v1/jobs/{job['id']}", headers=headers, timeout=LIMIT_SECONDS)
             assert found.status_code == 200
 
 
@@ -190,14 +195,14 @@ def test_a_running_answer_may_finish_and_then_it_ends(
     library: Path, endpoint: FakeEndpoint, number: signal.Signals, workers: int
 ) -> None:
     arguments = ("--index", library, "--base-url", endpoint.base_url, "--workers", workers)
-    with serving(*arguments) as (process, url), httpx.Client(timeout=30) as http:
+    with serving(*arguments) as (process, url), httpx.Client(timeout=LIMIT_SECONDS) as http:
         video_id = http.get(f"{url}v1/videos").json()["data"][0]["id"]
         body = {
             "messages": [{"role": "user", "content": "What is it?"}],
             "stream": True,
             "vidqa": {"whole": video_id},
         }
-        until(lambda: httpx.get(f"{url}readyz").status_code == 200)
+        until(lambda: http.get(f"{url}readyz").status_code == 200)  # of the worker that is asked
         with http.stream("POST", f"{url}v1/chat/completions", json=body) as response:
             assert response.status_code == 200, response.read()
             lines = response.iter_lines()
@@ -213,7 +218,7 @@ def test_a_running_answer_may_finish_and_then_it_ends(
         assert process.stderr
         assert process.stderr.read() == ""
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{url}healthz")
+            httpx.get(f"{url}healthz", timeout=LIMIT_SECONDS)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -37,9 +37,7 @@ def asked(content: Any) -> dict[str, Any]:
         (SearchRequest, {"query": "red"} | {str(n): 1 for n in range(MANY)}),
     ],
 )
-def test_many_faults_are_told_as_few_and_cost_less_than_to_read_them(
-    model: type[BaseModel], body: dict[str, Any]
-) -> None:
+def test_many_faults_are_told_as_few(model: type[BaseModel], body: dict[str, Any]) -> None:
     def refuse() -> None:
         with pytest.raises(ValidationError) as error:
             model.model_validate(body)

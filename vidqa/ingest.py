@@ -268,7 +268,7 @@ class _Run:
         )
 
     def _worker(self) -> Worker:
-        """One that waits for work. Any that died meanwhile died of no video: none is blamed."""
+        """One that waits for work; those that died while they waited died of no video."""
         while self._idle:
             worker = self._idle.pop()
             if worker.is_alive:

@@ -287,8 +287,8 @@ def _tell(run: Run, report: Report, options: BuildOptions, output: Path) -> None
     rows = counted(report.rows_before + report.rows, "row")
     before = f" ({report.finished_before} were done before)" if report.finished_before else ""
     lines = [
-        f"{output}: {rows}, {report.rows} of them new, "
-        f"from {report.finished} of {counted(report.scenes, 'scene')}{before}",
+        f"{output}: {rows}, {report.rows:,} of them new, "
+        f"from {report.finished:,} of {counted(report.scenes, 'scene')}{before}",
         f"asked {counted(report.spent.requests, 'time')}: {report.spent.prompt_tokens:,} tokens "
         f"read, {report.spent.completion_tokens:,} written"
         + ("" if cost is None else f", {cost:.4g}"),

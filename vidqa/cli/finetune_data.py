@@ -98,7 +98,7 @@ def convert(
         for message, count, first in _counted(problems):
             more = f" (and {count - 1} more)" if count > 1 else ""
             run.note(f"{first}{more}: {message}")
-        run.say(f"{written} of {counted(len(rows), 'row')} written to {target}")
+        run.say(f"{written:,} of {counted(len(rows), 'row')} written to {target}")
     if left_out:
         raise typer.Exit(FAILED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from waiting import LIMIT_SECONDS
 
 from vidqa import library as library_module
+from vidqa import picture_files
 from vidqa.errors import EmbedderMismatch, LibraryError, UsageError
 from vidqa.library import Library
 from vidqa.types import Filters, Picture, TextSpan
@@ -493,6 +496,21 @@ def test_the_pictures_of_a_draft_in_hand_are_not_swept(library: Library) -> None
         draft.append(batch("a", 4).seconds, vectors("a", 4), batch("a", 4).jpegs)
         Library.open(library.folder).tidy()
         draft.commit(video("a"), scenes(4), (), RECIPE)
+    check_whole(library, "a", 4)
+
+
+def test_a_draft_that_is_swept_before_it_is_locked_is_begun_again(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(picture_files.fcntl, "flock", lock)
+        assert picture_files.sweep(library.folder / library_module.PICTURES, list) == 1
+        lock(*arguments)
+
+    monkeypatch.setattr(picture_files.fcntl, "flock", late)
+    add(library, "a")
     check_whole(library, "a", 4)
 
 

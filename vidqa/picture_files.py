@@ -54,10 +54,14 @@ class PictureWriter:
         return offsets, sizes
 
     def _opened(self) -> IO[bytes]:
-        if self._file is None:
+        while self._file is None:
             self._folder.mkdir(exist_ok=True)
-            self._file = self._path.open("xb")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            file = self._path.open("xb")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:
+                self._file = file
+            else:
+                file.close()  # swept between the two
         return self._file
 
     def keep(self, name: str) -> None:

@@ -125,14 +125,17 @@ def ask(page: Any, question: str = QUESTION) -> Any:
 
 
 def playing_at(page: Any) -> float:
-    """The second at which the player is, once it plays."""
+    """The second from which the player plays, once it does."""
     until(
         page,
         "the video plays",
-        "(({ paused, seeking, readyState }) => !paused && !seeking && readyState >= 3)"
+        "(({ paused, seeking, readyState, played }) =>"
+        " !paused && !seeking && readyState >= 3 && played.length > 0)"
         "(document.querySelector('video') ?? {})",
     )
-    return float(page.evaluate("document.querySelector('video').currentTime"))
+    # Where it is by now depends on how long it took to ask.
+    played = "document.querySelector('video').played"
+    return float(page.evaluate(f"{played}.start({played}.length - 1)"))
 
 
 def videos_of(served: Served) -> list[dict[str, Any]]:
@@ -141,11 +144,11 @@ def videos_of(served: Served) -> list[dict[str, Any]]:
 
 def until(page: Any, what: str, expression: str) -> None:
     """Waits until an expression holds; the policy forbids Playwright's own way to do so."""
-    for _ in range(100):
+    for _ in range(600):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(100)
-    pytest.fail(f"{what}: still not so after ten seconds")
+    pytest.fail(f"{what}: still not so after a minute")
 
 
 # ---------------------------------------------------------------- searching
@@ -165,8 +168,8 @@ def test_an_answer_that_comes_late_does_not_replace_a_later_one(open_page: Open)
         route.fulfill(status=200, json={"query": "x", "moments": [], "heat": []})
 
     page.route("**/v1/search*", slowly, times=1)
-    page.locator("#query").press_sequentially("red ")
-    page.wait_for_timeout(400)
+    with page.expect_request("**/v1/search*"):
+        page.locator("#query").press_sequentially("red ")
     search(page, "star")
     page.wait_for_timeout(1500)
     assert page.locator("#results .card").count() > 0

@@ -131,4 +131,4 @@ def test_a_row_without_its_video_costs_that_row_and_the_exit_code(vidqa: Any, pl
     done = vidqa("infer", "--data", "gone.jsonl", "--cache", "cache", "--output", "g.jsonl")
     assert done.returncode == 1
     assert "gone.jsonl:2: " in done.stderr
-    assert "1 rows answered, 1 failed" in done.stdout
+    assert "1 row answered, 1 failed" in done.stdout

@@ -34,7 +34,7 @@ class PictureWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: IO[bytes] | None = None
-        self._path = folder / f"{secrets.token_hex(8)}{_UNDER_WAY}"
+        self._path = folder  # until it is opened
         self._end = 0
         self._kept = False
 
@@ -56,12 +56,13 @@ class PictureWriter:
     def _opened(self) -> IO[bytes]:
         while self._file is None:
             self._folder.mkdir(exist_ok=True)
-            file = self._path.open("xb")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_nlink:
-                self._file = file
-            else:
-                file.close()  # swept between the two
+            # A new name each time: whoever sweeps may be about to delete the one before.
+            self._path = self._folder / f"{secrets.token_hex(8)}{_UNDER_WAY}"
+            self._file = self._path.open("xb")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if not os.fstat(self._file.fileno()).st_nlink:  # swept between the two
+                self._file.close()
+                self._file = None
         return self._file
 
     def keep(self, name: str) -> None:

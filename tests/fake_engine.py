@@ -42,13 +42,19 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         key = f"Bearer {os.environ['VLLM_API_KEY']}"
         allowed = self.headers["Authorization"] == key
-        if allowed and self.path != "/ping":
+        counts = allowed and self.path != "/ping"
+        if counts:
             ACTIVITY.begin()
             ACTIVITY.end()
+            # Now that its starter sees it, it stops when nobody asks; but it answers this first.
+            ACTIVITY.begin(asks=False)
+            ACTIVITY.serve()
         models = [{"id": one} for one in [self.base, *self.loaded]]
-        self._send(503 if MODE == "refuses" else 200 if allowed else 401, {"data": models})
-        if allowed and self.path != "/ping":
-            ACTIVITY.serve()  # its starter has seen it: from now on it stops when nobody asks
+        try:
+            self._send(503 if MODE == "refuses" else 200 if allowed else 401, {"data": models})
+        finally:
+            if counts:
+                ACTIVITY.end(asks=False)
 
     def do_POST(self) -> None:
         ACTIVITY.begin()
@@ -110,12 +116,12 @@ def main(lock_fd: int, idle_seconds: float, flags: list[str]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         threading.Event().wait()
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(worker.kill()))
     say(f"worker: {worker.pid}")
     say("Resolved architecture: Fake")
     while WAITS_FOR and not Path(WAITS_FOR).exists():
         time.sleep(0.01)
     say("Starting to load model")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(worker.kill()))
     Handler.base = flags[flags.index("--served-model-name") + 1]
     server = ThreadingHTTPServer(("127.0.0.1", int(flags[flags.index("--port") + 1])), Handler)
     say("Application startup complete")

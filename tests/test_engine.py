@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -189,11 +191,26 @@ def test_one_that_stopped_answering_is_not_waited_for(
     options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = start(options, folder)
-    monkeypatch.setattr(engine, "HEALTH_SECONDS", 1.0)
+    other = EngineOptions(model=options.model, max_model_len=4096)
+    second, _ = replaced_while_stopped(first, other, folder, monkeypatch)
+    assert second.pid != first.pid
+
+
+def replaced_while_stopped(
+    first: EngineHandle, options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[EngineHandle, list[str]]:
+    """The engine in place of one that is stopped, and what was told; only that one is given up."""
+    stages: list[str] = []
+
+    def on_stage(stage: str) -> None:
+        stages.append(stage)
+        if stage.startswith("starting"):
+            monkeypatch.setattr(engine, "HEALTH_SECONDS", LIMIT_SECONDS)
+
+    monkeypatch.setattr(engine, "HEALTH_SECONDS", 0.3)
     monkeypatch.setattr(engine, "STOP_SECONDS", 0.5)
     os.kill(first.pid, signal.SIGSTOP)
-    other = EngineOptions(model=options.model, max_model_len=4096)
-    assert start(other, folder).pid != first.pid
+    return ensure_engine(options, folder, on_stage, program=PROGRAM), stages
 
 
 def test_retrained_weights_start_another(options: EngineOptions, folder: Path) -> None:
@@ -279,11 +296,8 @@ def test_a_stopped_engine_is_replaced(
     options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = start(options, folder)
-    monkeypatch.setattr(engine, "HEALTH_SECONDS", 1.0)
-    monkeypatch.setattr(engine, "STOP_SECONDS", 0.5)
-    os.kill(first.pid, signal.SIGSTOP)
-    stages: list[str] = []
-    assert start(options, folder, stages).pid != first.pid
+    second, stages = replaced_while_stopped(first, options, folder, monkeypatch)
+    assert second.pid != first.pid
     assert stages[0] == "replacing the engine, which does not answer"
     assert not runs(first.pid)
 
@@ -373,6 +387,7 @@ def test_one_that_has_not_said_who_it_is_is_not_taken_for_the_one_before(
 ) -> None:
     monkeypatch.setenv("FAKE_ENGINE", "late")
     monkeypatch.setenv("FAKE_ENGINE_WAITS_FOR", str(folder / "nothing"))  # it is never ready
+    monkeypatch.setattr(engine, "PROCESS_SECONDS", LIMIT_SECONDS)
     engine.private_folder(folder)
     stranger = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
@@ -381,14 +396,34 @@ def test_one_that_has_not_said_who_it_is_is_not_taken_for_the_one_before(
     try:
         with ThreadPoolExecutor(1) as pool:
             starting = pool.submit(start, options, folder)
-            until(lambda: engine._is_alive(folder))
-            assert engine.stop(folder)
+            try:
+                until(lambda: engine._is_alive(folder))
+                assert engine.stop(folder)
+            finally:
+                (folder / "nothing").touch()
             with pytest.raises(EngineError, match="it has ended"):
                 starting.result(LIMIT_SECONDS)
         assert stranger.poll() is None
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_who_finds_the_lock_held_finds_no_id_of_the_one_before(
+    options: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.private_folder(folder)
+    (folder / "alive.lock").write_text("12345")
+    lock, found = fcntl.flock, []
+
+    def locked(file: IO[str], kind: int) -> None:
+        lock(file, kind)
+        if kind == fcntl.LOCK_EX and file.name == str(folder / "alive.lock"):
+            found.append(engine._pid(folder))
+
+    monkeypatch.setattr(engine.fcntl, "flock", locked)
+    start(options, folder)
+    assert found == [0]
 
 
 def test_an_engine_whose_state_is_damaged_is_replaced(options: EngineOptions, folder: Path) -> None:

@@ -155,7 +155,10 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(
     rows=st.lists(
         st.dictionaries(st.sampled_from("abcd"), values, min_size=1), min_size=1, max_size=4

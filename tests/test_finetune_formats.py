@@ -994,7 +994,10 @@ def conversations(draw: st.DrawFn) -> Row:
     )
 
 
-written = settings(max_examples=40, suppress_health_check=list(HealthCheck))
+written = settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 
 
 @pytest.mark.parametrize("format", CONVERSATIONS)

@@ -207,23 +207,23 @@ def breaking(after: int) -> Callable[[dict[str, Any]], str]:
 
 
 def test_a_run_that_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
-    one_by_one = replace(OPTIONS, at_once=1)
     data = tmp_path / "rows.jsonl"
     data.write_text("rows")
     path = tmp_path / "answers.jsonl"
-    follows = made_by([data], "fake-vl", None, one_by_one)
+    follows = made_by([data], "fake-vl", None, OPTIONS)
     with (
         FakeEndpoint(says=breaking(11)) as endpoint,
         AnswerFile(path, follows) as file,
         pytest.raises(EndpointError, match="broke off"),
     ):
-        infer(rows(30), opener(endpoint), shown_of, one_by_one, file)
+        infer(rows(30), opener(endpoint), shown_of, OPTIONS, file)
     with FakeEndpoint(says=number) as endpoint:
         with AnswerFile(path, follows) as file:
-            tally = infer(rows(30), opener(endpoint), shown_of, one_by_one, file)
+            answered = len(file.done)
+            tally = infer(rows(30), opener(endpoint), shown_of, OPTIONS, file)
             file.finish()
         assert len(endpoint.requests) == 30 - tally.known
-    assert tally.known == 11
+    assert 0 < tally.known == answered <= 11  # some may be under way when it breaks off
     assert tally.failed == 0
     assert path.read_text().count("\n") == 30
 

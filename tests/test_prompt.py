@@ -167,7 +167,7 @@ def test_a_long_run_of_what_may_become_a_marker_takes_time_in_proportion(run: st
     def read(times: int) -> None:
         kept([run * times + "x"], {1})
 
-    assert times_dearer(lambda: read(160_000), lambda: read(20_000)) < 24
+    assert times_dearer(lambda: read(16_000), lambda: read(2_000)) < 24
 
 
 @pytest.mark.parametrize(

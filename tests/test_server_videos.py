@@ -458,7 +458,7 @@ def test_a_client_that_leaves_does_not_wait_for_its_turn_any_more(
         with asking(server, address(ids, "v1/clips/{}?start=1&end=2")):
             until(lambda: server.gateway.clips.waiting == 1)
         until(lambda: server.gateway.clips.waiting == 0)
-        assert len(list(temporary.iterdir())) == CLIPS_AT_ONCE
+        until(lambda: len(list(temporary.iterdir())) == CLIPS_AT_ONCE)
         go.set()
         for one in waited_for:
             one.result()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidqa.errors import UsageError, VidqaError
+from vidqa.errors import ModelError, UsageError, VidqaError
 from vidqa.whole_files import take_lock, write_whole
 
 RUN, LOG, CHECKPOINTS = "run.json", "log.jsonl", "checkpoints"
@@ -172,13 +172,12 @@ def last_checkpoint(output: Path) -> Path | None:
 
 def _is_read(checkpoint: Path) -> bool:
     """Whether its files are of the length that they themselves tell."""
-    from safetensors import SafetensorError, safe_open
+    from vidqa.adapter_weights import tensors_in
 
     try:
         for weights in checkpoint.glob("*.safetensors"):
-            with safe_open(weights, "np"):
-                pass
-    except (OSError, SafetensorError):
+            tensors_in(weights)
+    except ModelError:
         return False
     return all(zipfile.is_zipfile(state) for state in checkpoint.glob("*.pt"))
 

@@ -28,7 +28,7 @@ from tests.media import (
     shot,
     truncate,
 )
-from tests.waiting import until
+from tests.waiting import runs, until
 from vidqa import clips
 from vidqa.clip_main import write_clip
 from vidqa.clip_pictures import Source, _plan_copy, clip_size
@@ -398,13 +398,6 @@ def parts(target: Path) -> list[str]:
     return [name for name in os.listdir(target.parent) if name.endswith(".part")]
 
 
-def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
@@ -436,7 +429,7 @@ def test_cancelling_ends_the_process_and_leaves_nothing(slow_film: Film, target:
             await task
         return pid
 
-    assert ended(asyncio.run(cancel_it()))
+    assert not runs(asyncio.run(cancel_it()))
     assert os.listdir(target.parent) == []
 
 
@@ -459,7 +452,7 @@ def test_no_process_and_no_file_outlive_a_killed_parent(slow_film: Film, target:
     pid = working(target)
     parent.kill()
     parent.wait()
-    until(lambda: ended(pid))
+    until(lambda: not runs(pid))
     assert os.listdir(target.parent) == []
 
 

@@ -19,7 +19,7 @@ from typing import IO
 import httpx
 import pytest
 from conftest import REPOSITORY
-from waiting import LIMIT_SECONDS, until
+from waiting import LIMIT_SECONDS, runs, until
 
 from vidqa import engine
 from vidqa.engine import EngineHandle, EngineOptions, ensure_engine
@@ -69,14 +69,6 @@ def state_of(folder: Path) -> engine._State:
 def worker_of(folder: Path) -> int:
     """The process id of the child that a stand-in started."""
     return int(engine.logs(folder).partition("worker: ")[2].split()[0])
-
-
-def runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be collected does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 # ---------------------------------------------------------------- starting and sharing

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.media import Format, add_subtitles, make_film, shot, three_shots
-from tests.waiting import until
+from tests.waiting import runs, until
 from vidqa.scenes import SceneOptions
 from vidqa.worker import Done, Failed, Job, Message, Progress, Samples, Worker, read_video
 
@@ -39,14 +39,6 @@ def held_job(path: Path) -> Job:
     """A job that stops at its first sample, which is larger than a socket holds, until we read."""
     film = three_shots(path)
     return replace(job(film.path), image_width=1024, image_height=1024, batch_frames=1)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not yet collected does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_scenes_and_samples_of_a_film(tmp_path: Path) -> None:
@@ -168,7 +160,7 @@ def test_a_process_reads_one_video_after_the_other(tmp_path: Path) -> None:
             assert isinstance(message, Failed if "no.mp4" in one.path else Done)
     finally:
         worker.close()
-    assert not alive(worker.pid)
+    assert not runs(worker.pid)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +226,12 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     assert parent.stdout is not None
     assert parent.stdin is not None
     pid = int(parent.stdout.readline())
-    assert alive(pid)
+    assert runs(pid)
     parent.kill()
     parent.wait()
     parent.stdin.close()
     parent.stdout.close()
-    until(lambda: not alive(pid))
+    until(lambda: not runs(pid))
 
 
 def test_a_worker_loads_no_torch() -> None:

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 LIMIT_SECONDS = 60.0
 
 
-def until(holds: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> None:
+def until(holds: Callable[[], bool]) -> None:
     """Waits until it holds; a test that waits in vain fails."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + LIMIT_SECONDS
     while not holds():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def times_dearer(dear: Callable[[], object], cheap: Callable[[], object]) -> float:
